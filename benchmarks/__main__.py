@@ -1,4 +1,7 @@
-"""`python -m benchmarks`: sets up the peers, measures them and Tailrace in turn, writes JSON, chart and table."""
+"""`python -m benchmarks`: sets up the peers (Tailrace and its alternatives), measures them in turn, and writes JSON.
+
+A full run without `--output` also updates docs/benchmarks.md and its charts.
+"""
 
 import argparse
 import json
@@ -130,9 +133,9 @@ def _size(arguments: argparse.Namespace) -> Size:
 
 
 def _model() -> Model:
-    """Return the default model's files, converting them now if no server has done it yet.
+    """Return the paths of the default model's files. Converts the GGUF file first if no server has done so.
 
-    Runs in a separate process, because importing torch takes much memory.
+    A separate process does this, because importing torch takes much memory.
     """
     done = subprocess.run([sys.executable, "-c", _MODEL_CODE], cwd=ROOT, capture_output=True, text=True, check=True)
     paths = json.loads(done.stdout.splitlines()[-1])
@@ -162,7 +165,7 @@ def _document(peers: list[Peer], ready: list[Peer], size: Size, results: Results
 def _merged(earlier: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
     """Return an earlier run's results, with those of this run's peers replaced.
 
-    Only rivals that were measured in the same run can be compared.
+    Machine and size are those of this run. Only rivals that were measured in the same run can be compared.
     """
     peers = {**earlier["peers"], **document["peers"]}
     imports = earlier["imports"] or document["imports"]

@@ -1,13 +1,13 @@
 """Measures the speed of decoding with LoRA adapters, relative to the same engine's speed without them.
 
-`python -m benchmarks.adapters` serves the default model with 16 random adapters of rank 8 in one engine. It prints the
-tokens/s of 1 and 8 streams for three kinds of load: without an adapter, with one adapter for all streams, and with a
-different adapter for each stream. The adapters adapt all seven linear layers of each decoder layer ("all"), or only q
-and v ("qv"), as PEFT does for Llama by default. The kinds alternate in short rounds, so that other processes slow all
-of them equally. A ratio is the median over the rounds.
+`python -m benchmarks.adapters` serves the default model with 16 random adapters of rank 8, with one engine for each
+precision. It prints the tokens/s of 1 and 8 streams for three kinds of load: without an adapter, with one adapter for
+all streams, and with a different adapter for each stream. The adapters adapt all seven linear layers of each decoder
+layer ("all"), or only q and v ("qv"), as PEFT does for Llama by default. The kinds alternate in short rounds, so that
+other processes slow all of them equally. A ratio is the median over the rounds.
 
 `--steps` measures only the decode steps of the model, in the CPU time of one thread. Other processes affect this
-measurement less. Its figures are lower quartiles over the steps.
+measurement less. Its times are lower quartiles over the steps.
 """
 
 import argparse
@@ -41,7 +41,7 @@ _SAMPLING = SamplingParams(seed=1, temperature=0.0, ignore_eos=True)
 
 
 def _entries(folder: Path, targets: str, settings: Settings) -> list[CatalogEntry]:
-    """Return the default catalog's entries that generate text, with adapters."""
+    """Write the adapters to `folder`, and return the default catalog's entries that generate text, with them."""
     entries = [entry for entry in read_catalog(_CATALOG) if entry.task == "generation"]
     shapes = linear_shapes(AutoConfig.from_pretrained(local_folder(entries[0].weights, settings.cache_dir)))
     adapters = {
@@ -56,8 +56,8 @@ def _entries(folder: Path, targets: str, settings: Settings) -> list[CatalogEntr
 async def _tokens_per_s(model: HostedModel, adapters: list[int], num_tokens: int) -> float:
     """Return the tokens/s of all streams together.
 
-    The measured time begins when every stream has received its third event, and ends with the first stream that ends.
-    All tokens of the replies count, also those before and after this time.
+    The measured time begins when every stream has received its third event, and ends with the first complete reply.
+    All tokens of the replies count, including those before and after this time.
     """
 
     async def one(index: int, adapter: int) -> tuple[float, float]:
@@ -132,7 +132,7 @@ def _measure_steps(targets: str, num_steps: int) -> None:
 
 
 def _kinds(streams: int) -> dict[str, list[int]]:
-    """Return the adapter number of each stream for each kind of load: from 1, or 0 for no adapter."""
+    """Return the adapter number of each stream, by kind of load. Adapters are numbered from 1; 0 means no adapter."""
     own = [1 + index for index in range(streams)]
     return {"no adapter": [0] * streams, "one adapter": [1] * streams, "own adapters": own}
 

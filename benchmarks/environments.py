@@ -1,7 +1,7 @@
 """Creates the peers' virtual environments under `.bench/` once, logs each step, and reports a failure in one sentence.
 
-torch is installed first, by itself and at a pinned version. Otherwise, a package's dependencies could select a build of
-torch with CUDA, a download of gigabytes.
+For a peer that uses torch, torch is installed first, by itself and at a pinned version. Otherwise, a package's
+dependencies could select a build of torch with CUDA, a download of gigabytes.
 """
 
 import os
@@ -20,7 +20,7 @@ class SetupFailed(Exception):
 
 
 class Environment:
-    """A peer's virtual environment. `recipe` names its packages; after a change, `is_ready` is False."""
+    """A peer's virtual environment. `recipe` names packages and build options; after a change, `is_ready` is False."""
 
     def __init__(self, name: str, recipe: str) -> None:
         self.name = name
@@ -36,7 +36,7 @@ class Environment:
         return self._stamp.is_file() and self._stamp.read_text() == self._recipe
 
     def create(self) -> None:
-        """Create the environment with a current pip. Raises SetupFailed."""
+        """Create the environment with a current pip, in place of an existing one. Raises SetupFailed."""
         LOGS.mkdir(parents=True, exist_ok=True)
         print(f"  setting up .bench/{self.name} (once; log: .bench/logs/{self.log.name})", flush=True)
         self._run([sys.executable, "-m", "venv", "--clear", str(self.folder)], {})

@@ -1,9 +1,10 @@
-"""Compares this server's experts of a mixture-of-experts model with those of transformers, on a CPU.
+"""Compares mixture-of-experts models in Tailrace with the same models in transformers, on a CPU.
 
-`python -m benchmarks.experts [--kind mixtral|qwen-3] [--rounds 3]` makes a random model and prints the CPU's name. For
+`python -m benchmarks.experts [--kind mixtral|qwen-3] [--rounds 3]` makes a random model and describes the machine. For
 each precision it prints the memory of the weights, and the tokens per second of decode passes with 1 and 8 sequences.
-transformers decodes a static batch in a loop of forward passes, in float32 and bfloat16, with its default experts (a
-grouped product). The implementations take turns in every round, and the result is the median.
+transformers decodes a static batch in a loop of forward passes, in float32 and bfloat16. It uses its default
+implementation of experts, a grouped product. The implementations take turns in every round, and the result is the
+median.
 """
 
 import argparse

@@ -1,11 +1,14 @@
-"""Compares GGUF files in Tailrace with transformers and llama.cpp: python -m benchmarks.gguf_formats FILE…
+"""Compares GGUF files in Tailrace, transformers and llama.cpp: python -m benchmarks.gguf_formats FILE…
 
-For each file, prints two perplexities of the tests' corpus. One is that of the engine's own forward pass in the
-precision that is nearest to the file. The other is that of transformers in float32 with the weights of gguf.dequantize.
-Then it prints the seconds and the peak memory of a first and of a second load, each in a separate process. The peak
-memory excludes the imported libraries. The last columns are the memory of the packed weights and the disk space.
-Options: `--llama-cpp PYTHON` adds the seconds of a load by llama.cpp, with an interpreter that has llama-cpp-python.
-`--times` leaves out the perplexities.
+For each file, the script prints two perplexities of the tests' corpus. One is that of the engine's own forward pass in
+the precision that is nearest to the file. The other is that of transformers in float32 with the dequantised weights.
+
+The script also loads each file twice, each time in a separate process. It prints the seconds of both loads, the disk
+space (file and cache) relative to the file, and the memory of the packed weights. The last columns are the peak memory
+of both loads relative to the packed weights, without the imported libraries.
+
+`--llama-cpp PYTHON` adds the seconds of a load by llama.cpp, with an interpreter that has llama-cpp-python. `--times`
+leaves out the perplexities.
 """
 
 import argparse
@@ -68,20 +71,20 @@ class Load:
 
 
 def load(path: Path, precision: str, cache_dir: Path) -> Load:
-    """Load a file in a new process."""
+    """Load a file in a new process, and return the figures of the load."""
     command = [sys.executable, "-c", _LOAD, str(path), precision, str(cache_dir)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return Load(*json.loads(done.stdout.splitlines()[-1]))
 
 
 def load_by_llama_cpp(python: str, path: Path) -> float:
-    """Return the seconds of a load by llama.cpp, which copies the weights into memory, as this server does."""
+    """Return the seconds of a load by llama.cpp. Without mmap, it copies the weights into memory, as Tailrace does."""
     done = subprocess.run([python, "-c", _LOAD_LLAMA_CPP, str(path)], check=True, capture_output=True, text=True)
     return float(done.stdout.splitlines()[-1])
 
 
 def perplexity(token_ids: list[int], logits: Callable[[list[int]], Any]) -> float:
-    """Return the perplexity over consecutive windows. `logits` returns (len(window), vocab_size) for a window."""
+    """Return the perplexity over consecutive windows. `logits` returns shape (len(window), vocab_size)."""
     import torch
 
     loss, count = 0.0, 0
@@ -95,7 +98,7 @@ def perplexity(token_ids: list[int], logits: Callable[[list[int]], Any]) -> floa
 
 
 def of_engine(path: Path, precision: Any, cache_dir: Path) -> tuple[float, list[int], Any]:
-    """Return the perplexity through the engine's kernels, the corpus' tokens, and the tokenizer."""
+    """Return the perplexity with the engine's kernels, the measured tokens of the corpus, and the tokenizer."""
     import torch
 
     from inference_server.attention.kv_cache import BLOCK_SIZE
@@ -122,7 +125,7 @@ def of_engine(path: Path, precision: Any, cache_dir: Path) -> tuple[float, list[
 
 
 def of_dequantised(path: Path, token_ids: list[int]) -> float:
-    """Return the perplexity through transformers, with the weights of gguf.dequantize in float32."""
+    """Return the perplexity with transformers and the dequantised weights, in float32."""
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 

@@ -1,8 +1,8 @@
-"""Compares two ways to decode on a CPU with Qwen 3's architecture: one kernel program, and transformers' modules.
+"""Compares two ways to decode on a CPU with Qwen 3's architecture: one kernel program, and module by module.
 
-`python -m benchmarks.head_norms [PRECISION …]` makes a random model with the shape of Qwen3-0.6B. Before head norms had
-a kernel, the attention of this architecture ran module by module. Both ways take turns, step by step, so that the
-machine's load is the same for both.
+`python -m benchmarks.head_norms [PRECISION …]` makes a random model with the shape of Qwen3-0.6B. Module by module, its
+attention is that of transformers, which Tailrace used before head norms had a kernel. Both ways take turns, step by
+step, so that the machine's load is the same for both.
 """
 
 import sys
@@ -58,7 +58,7 @@ def random_model(precision: Precision) -> Any:
 
 
 def runner(precision: Precision, *, has_program: bool) -> ModelRunner:
-    """Return a runner of the model. Without a kernel program, its attention is not fused either."""
+    """Return a runner of a random model. Without `has_program`, its attention is not fused, so it has no program."""
     model = random_model(precision)
     without = fused_modules._ATTENTIONS - {"Qwen3Attention"}
     with replaced(fused_modules, "_ATTENTIONS", fused_modules._ATTENTIONS if has_program else without):

@@ -1,7 +1,7 @@
 """Measures the host's work in a decode step, with a model that computes nothing.
 
-`python -m benchmarks.host_step` prints the CPU's name, and milliseconds per step for 1, 8 and 64 running sequences, in
-three parts:
+`python -m benchmarks.host_step` prints the CPU's name. For each kind of sampling and for 1, 8 and 64 running sequences,
+it prints milliseconds per step in three parts:
 
 - step: CPU time of the engine's thread without the launches. It contains scheduling, the arguments of the decode pass, the
   read-back of the tokens, their texts (a decoder with one character per token), and the events.
@@ -52,7 +52,7 @@ class _Cache:
 
 @dataclass
 class _NoModel:
-    """A runner whose passes return a fixed tensor, and which records the thread's CPU time at each decode pass."""
+    """A runner whose passes return rows of a fixed tensor. Records the thread's CPU time at passes of all rows."""
 
     num_rows: int
     supports_overlap: bool
@@ -88,7 +88,7 @@ def _letters(token_ids: list[int]) -> str:
 
 
 class _Launches:
-    """CPU times of the calls that launch the operations of sampling."""
+    """Records the CPU time of each call that launches the operations of sampling. Wraps these functions permanently."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []

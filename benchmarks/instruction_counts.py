@@ -1,7 +1,8 @@
-"""Counts the instructions that matrix products execute per weight, for every instruction set, on any CPU.
+"""Counts the instructions that matrix products execute per weight, for every instruction set except AMX, on any CPU.
 
 `python -m benchmarks.instruction_counts` compiles the kernels and prints a table in Markdown. Only innermost loops are
-counted. The kernels are compiled for the baseline CPU of each instruction set, `llvm_cpu` in its file in kernels/isa.
+counted. The kernels are compiled for the baseline CPU of each instruction set: `llvm_cpu` in its file in
+inference_server/kernels/isa.
 """
 
 import re
@@ -43,7 +44,7 @@ class Loop:
 
 
 def loops(text: str) -> Iterator[Loop]:
-    """Yield the innermost loops of the matrix products in a kernel's assembly, in no particular order."""
+    """Yield the longest loop of each function of a kernel's assembly that multiplies rows of activations."""
     for name, body in _FUNCTION.findall(text):
         block = _BLOCK.fullmatch(name)
         if block is not None:
@@ -81,7 +82,7 @@ def compiled_loops(isa: InstructionSet, kernel: str, triple: str) -> list[Loop]:
 
 
 def table() -> Iterator[str]:
-    """Yield the lines of the table. AMX is left out, because it multiplies on tile registers."""
+    """Yield the lines of the table. AMX is left out, because its products use tile registers."""
     columns = ["instruction set", "weights", *(f"{rows} row{'s'[: rows > 1]}" for rows in ROWS), "stack accesses"]
     yield f"| {' | '.join(columns)} |"
     yield "|---|---|" + "---:|" * (len(columns) - 2)

@@ -1,4 +1,4 @@
-"""The instruction sets that a run can be limited to, and how Tailrace, torch, oneDNN and llama.cpp are limited to them.
+"""Lists the instruction sets that a run can be limited to, with the switches of Tailrace, torch, oneDNN and llama.cpp.
 
 The names are those of TAILRACE_CPU_FEATURES. Nothing here changes the CPU: each program has its own switch.
 """

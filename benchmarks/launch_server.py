@@ -17,7 +17,7 @@ _import_startup = server.import_startup
 def hosting_without_end_tokens() -> ModuleType:
     """Return the module that loads models, with end tokens disabled.
 
-    Raises AttributeError if the module no longer has a function for end tokens.
+    Raises AttributeError if the module has no function `_end_ids`.
     """
     hosting = _import_startup()
     if not callable(getattr(hosting, _END_IDS)):

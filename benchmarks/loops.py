@@ -1,7 +1,7 @@
 """`python -m benchmarks.loops`: counts the replies of a small model that run to the sequence length.
 
-The server of the default catalog answers 50 different questions over gRPC, without max_tokens, as a streamed request of the
-REST interface does. A reply that reaches the sequence length has almost always repeated itself until then. Each seed
+A server with one model of the default catalog answers 50 different questions over gRPC. The requests set no max_tokens,
+so only the sequence length limits a reply. A reply that reaches this length almost always repeats itself. Each seed
 produces a different reply to each question. The requests use the model's sampling defaults, or those of `--sampling`.
 """
 
@@ -150,7 +150,7 @@ def sampling_of(given: str, *, seed: int) -> pb.Sampling:
 
 @contextmanager
 def _server(arguments: argparse.Namespace) -> Iterator[str]:
-    """Start a server with one model of the default catalog. Yields its address."""
+    """Start a server with one model of the default catalog, or with the catalog of `--catalog`. Yields its address."""
     address = f"127.0.0.1:{free_port()}"
     catalog = arguments.catalog or one_entry_catalog(arguments.model, "loops", keeps_sampling=True)
     environment = {"TAILRACE_CATALOG": str(catalog), "TAILRACE_GRPC_ADDRESS": address}

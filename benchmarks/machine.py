@@ -1,7 +1,7 @@
 """Describes the machine and its software for the results. The description contains no host name, user name or path.
 
-Results are stored by CPU class: one folder for each kind of CPU, and one for each kind that was limited to fewer
-instructions.
+Results are stored by CPU class: one folder for each kind of CPU, and one more for each instruction set that its runs
+were limited to.
 """
 
 import os
@@ -36,7 +36,7 @@ _FAMILIES = (("amx", "amx_int8"), ("avx512", "avx512f"), ("avx2", "avx2"), ("neo
 
 
 def describe() -> dict[str, object]:
-    """Return CPU, cores, instruction sets, memory in GiB, system and Python version."""
+    """Return CPU, microarchitecture, available cores, instruction sets, memory in GiB, system and Python version."""
     flags = cpu_flags()
     return {
         "cpu": _cpuinfo("model name") or platform.processor() or "unknown",
@@ -85,7 +85,7 @@ def results_folder(limit: InstructionSet | None = None) -> Path:
 
 
 def _short(microarchitecture: str) -> str:
-    """Return LLVM's name without the parts that a class name contains elsewhere: "zen4", "skylake", "neoverse-n1"."""
+    """Return LLVM's name as a class name contains it: "zen4", "skylake", "neoverse-n1"; "" for "generic"."""
     return re.sub(r"^znver", "zen", microarchitecture.lower()).removesuffix("-avx512").removeprefix("generic")
 
 

@@ -18,7 +18,7 @@ KINDS = {"yield": "import os\nwhile True: os.sched_yield()", "spin": "while True
 
 @contextmanager
 def busy(kind: str) -> Iterator[list[Child]]:
-    """Run one busy process for each core of this process. `kind`: a key of KINDS."""
+    """Run one busy process on each core that this process may use. `kind`: a key of KINDS."""
     children: list[Child] = []
     try:
         for core in sorted(os.sched_getaffinity(0)):
@@ -31,7 +31,7 @@ def busy(kind: str) -> Iterator[list[Child]]:
 
 
 def together(running: Running, loads: Mapping[str, Load]) -> list[Outcome]:
-    """Send a load through each client at the same time. Returns the outcomes in the order of `loads`.
+    """Send the loads at the same time, each through its client. Returns the outcomes in the order of `loads`.
 
     Raises:
         PeerFailed: A reply failed.
@@ -41,7 +41,7 @@ def together(running: Running, loads: Mapping[str, Load]) -> list[Outcome]:
 
 
 def compared(alone: Outcome, beside: Sequence[Outcome]) -> Figures:
-    """Return the tokens/s alone, those of the slowest engine beside its neighbours, and their ratios."""
+    """Return the tokens/s of an engine alone, those of the slowest engine beside neighbours, and the ratios of both."""
     rate = summary(alone.records)["tokens_per_s"]
     slowest = min(summary(outcome.records)["tokens_per_s"] for outcome in beside)
     return {

@@ -1,11 +1,11 @@
-"""Measures `tailrace serve` of one model in three forms, from empty caches and a hub on this machine.
+"""Measures starts of `tailrace serve` with one model in three forms, from empty caches and a hub on this machine.
 
     python -m benchmarks.one_step [--precision int8]
 
 The forms are a hub id, a GGUF file of the hub, and a name of Workers AI's catalogue, all with the weights of
-SmolLM2-135M-Instruct. For each form, the script prints figures of the first start and of the next one: seconds until
-the announcement, and CPU seconds and peak memory of the server's process after one short request. It also prints the
-bytes on disk after both starts. The hub serves the files from this machine's memory.
+SmolLM2-135M-Instruct. For each form, the script prints figures of the first start and of the next one. These are the
+seconds until the announcement, and the CPU seconds and peak memory of the server's process up to the end of one short
+request. It also prints the megabytes on disk after both starts. The hub serves the files from this machine's memory.
 """
 
 import argparse
@@ -39,7 +39,7 @@ class Start:
     """The figures of one start.
 
     Attributes:
-        seconds: Time until the announcement.
+        seconds: Time until `tailrace serve` announces that it is ready.
         cpu_seconds: CPU time of the inference server until the end of the first request, which generates 8 tokens.
         peak_bytes: Peak resident memory of the inference server until then.
     """
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def _write_safetensors(file: Path, folder: Path) -> Path:
-    """Write a GGUF file's model in the hub's form: 16-bit safetensors with tokenizer and template. Returns `folder`."""
+    """Write a GGUF file's model as the hub stores models: 16-bit safetensors with the tokenizer. Returns `folder`."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

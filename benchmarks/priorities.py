@@ -4,8 +4,8 @@ Client and server use gRPC. Each round sends interactive requests twice: without
 requests of priority BATCH. Every round has both parts, because the speed of a shared machine changes by the minute.
 
 For each request, the script records the time to its first token, and the server's CPU time until then. The CPU time is
-the better figure on a machine that other processes use too: Linux favours a process that has just been idle, and the
-server is idle between requests without a batch. Requires Linux.
+the better figure on a machine that other processes use too. Linux favours a process that has just been idle, and
+without a batch, the server is idle between requests. Requires Linux.
 """
 
 import argparse
@@ -41,14 +41,15 @@ _KINDS = ("ttft", "cpu")  # wall-clock time to the first token, and the server's
 _ENTRY = "@cf/meta/llama-2-7b-chat-int8"
 _READY_SECONDS = 300.0
 _TIMEOUT_SECONDS = 120.0
-# Pauses between interactive requests, in seconds: random, so that they arrive at any moment of a step.
+# Bounds of the pauses between interactive requests, in seconds. Pauses are random, so that the requests arrive at any
+# moment of a step.
 _PAUSES = 0.1, 0.4
-# Time in which the batch fills its slots, and its first prompts are computed.
+# Time in which the batch fills the server's slots, and its first prompts are computed.
 _SETTLING_SECONDS = 2.0
 
 
 class _Client:
-    """Client whose requests all have different prompts."""
+    """Sends interactive requests and batches, all with different prompts."""
 
     def __init__(
         self, stub: "InferenceServiceAsyncStub", workload: Workload, server_pid: int, arguments: argparse.Namespace
@@ -103,7 +104,7 @@ class _Client:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the CPU time of all threads of a process, in seconds with a resolution of nanoseconds."""
+    """Return the CPU time of all live threads of a process, in seconds with a resolution of nanoseconds."""
     total = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
@@ -142,7 +143,7 @@ def _summary(rounds: list[dict[str, Any]]) -> str:
 
 
 def _medians(rounds: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
-    """Return the median of each kind over all requests of `rounds`, in milliseconds: without and beside the batch."""
+    """Return two medians of each kind over all requests of `rounds`, in milliseconds: without and beside the batch."""
 
     def median(name: str) -> float:
         return float(statistics.median(time for figures in rounds for time in figures[name]))

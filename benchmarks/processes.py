@@ -17,7 +17,7 @@ from urllib.request import ProxyHandler, build_opener
 import psutil
 
 ROOT = Path(__file__).parent.parent
-# The peers' virtual environments, their builds and all logs. Outside of git: `.bench/` is ignored.
+# Folder of the peers' virtual environments, their builds and all logs. Git ignores the default folder `.bench/`.
 BENCH = Path(os.environ.get("BENCH_FOLDER") or ROOT / ".bench").absolute()
 LOGS = BENCH / "logs"
 _MIB = 2**20
@@ -41,7 +41,7 @@ class Child:
     def __init__(
         self, command: list[str], log: Path, environment: Mapping[str, str], *, piped: bool = False, cwd: Path = ROOT
     ) -> None:
-        """Start `command`. With `piped`, stdin and stdout are pipes; else all output goes to the log."""
+        """Start `command`. With `piped`, stdin and stdout are pipes; else stdout goes to the log, as stderr does."""
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log = log
         with log.open("ab") as output:
@@ -69,8 +69,8 @@ class Child:
     def pause(self) -> None:
         """Stop the process and its descendants (SIGSTOP) until `resume`. They keep their memory and use no CPU time.
 
-        Returns once they have stopped, or after _PAUSE_SECONDS. A server that waits for requests by spinning would
-        otherwise slow the peer that is measured.
+        A server that spins while it waits for requests would otherwise slow the peer that is measured. Returns once all
+        processes have stopped, or after _PAUSE_SECONDS.
         """
         self._signal(signal.SIGSTOP)
         deadline = time.monotonic() + _PAUSE_SECONDS
@@ -93,7 +93,10 @@ class Child:
             os.killpg(self.pid, number)
 
     def stop(self) -> None:
-        """Send SIGTERM to the process, then kill its group and its descendants. A paused process continues first."""
+        """Send SIGTERM to the process, wait for its end, then kill its group and its descendants.
+
+        A paused process continues first. The wait is at most _STOP_SECONDS.
+        """
         processes = tree(self.pid)
         if self.process.poll() is None:
             self.resume()
@@ -178,7 +181,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def peak_mib(pids: Mapping[str, int]) -> float:
-    """Return the sum of the peak resident memory of all live processes of these trees, in MiB."""
+    """Return the sum of the peak resident memory of all live processes of these trees, in MiB. `pids`: their roots."""
     total = 0.0
     for pid in pids.values():
         for process in tree(pid):
@@ -201,7 +204,7 @@ class MemoryWatch:
     def mib_before(self, moment: float) -> dict[str, float]:
         """Return the MiB by role in the last sample before `moment` (time.perf_counter).
 
-        Raises PeerFailed if there was no sample.
+        Raises PeerFailed if there is no such sample.
         """
         samples = [mib for seconds, mib in self._samples if seconds < moment]
         if not samples:

@@ -1,8 +1,8 @@
 """`python -m benchmarks.replicas`: measures the gain from a second inference server behind one bridge.
 
 Each server runs on its own core. Bridge and clients run on the last core in every run, so that the only difference is
-the second server. On a machine with two cores, the second server shares that core with them. There are more clients
-than the two servers have slots. Requires Linux.
+the second server. On a machine with two cores, the second server shares that core with them. By default, there are
+more clients than the two servers have slots. Requires Linux.
 """
 
 import argparse
@@ -84,9 +84,10 @@ def _measure(server_cores: list[int], other_core: int, arguments: argparse.Names
 
 
 async def _load(url: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """Run clients that send one request after the other.
+    """Run clients that send one request after the other. Returns the number of replies and the tokens/s.
 
-    Counts the replies that end within the measured time, including replies that began before it.
+    Counts the replies that end within the measured time, including replies that began before it. The measured time ends
+    with the last reply.
     """
     ends: list[tuple[float, int]] = []
     limits = httpx.Limits(max_connections=arguments.clients)

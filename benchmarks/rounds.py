@@ -1,9 +1,9 @@
 """Runs the rounds: rival peers are started together and run each case in turn, one at a time.
 
-All other peers are paused meanwhile, since some of them use CPU time while they wait for requests.
+While one peer runs, the others are paused, because some of them use CPU time while they wait for requests.
 
-The order rotates from round to round, so that no peer is always first. The results contain failures with their reasons,
-and the run continues.
+The order rotates from round to round, so that no peer is always first. After a failure, the run continues, and the
+results contain the reason.
 """
 
 import subprocess
@@ -25,7 +25,7 @@ from benchmarks.scenarios import Scenarios
 from benchmarks.sizes import Size
 
 # A case that takes longer than SLOW_SECONDS in SLOW_ROUNDS rounds is not repeated. Otherwise peers that queue requests
-# would make the run last many hours. The machine may cause a single slow round.
+# would make the run last many hours. A single slow round does not count, because other processes may have caused it.
 SLOW_SECONDS = 30.0
 SLOW_ROUNDS = 2
 _IMPORTS = "import torch, transformers"
@@ -63,7 +63,7 @@ class Results:
     def reason_to_skip(self, peer: str, case: str) -> str | None:
         """Return the reason to skip a case, or None.
 
-        A case is skipped if it, or the same case with fewer streams, timed out before.
+        A case is skipped if it, or the same case with fewer streams, timed out in an earlier round or in this one.
         """
         kind, streams = _kind_and_streams(case)
         for failed, reasons in self.failures.get(peer, {}).items():
@@ -127,7 +127,10 @@ def run_rounds(
 
 
 def _groups_of_rivals(peers: list[Peer], *, together: bool) -> list[list[Peer]]:
-    """Group the rivals: they take turns in the same rounds, so that load changes on the machine affect all of them."""
+    """Group the rivals, which take turns in the same rounds, so that load changes on the machine affect all of them.
+
+    A peer with `is_alone` is a group of its own.
+    """
     groups: dict[str, list[Peer]] = {}
     for peer in peers:
         groups.setdefault(peer.name if peer.is_alone else "all" if together else peer.weights, []).append(peer)
@@ -162,7 +165,7 @@ class _PeerRun:
         self._is_out = False
 
     def begin(self, number: int) -> None:
-        """Begin a round. A peer whose start takes less than SLOW_SECONDS is restarted."""
+        """Begin a round. A running peer is restarted, unless its start took SLOW_SECONDS or longer."""
         self._number = number
         if self._running is not None and self._running.ready_s < SLOW_SECONDS:
             self.stop()
@@ -174,7 +177,7 @@ class _PeerRun:
                     self._results.note(self._peer.name, "start", figures)
 
     def warm_up(self) -> None:
-        """Request a few tokens: while its rivals were loaded, the machine may have paged out this peer's memory."""
+        """Run the warm-up requests again: while the rivals were loaded, the system may have paged out this peer."""
         if self._running is not None:
             with self._awake():
                 self._warmed_up()
@@ -274,7 +277,7 @@ class _PeerRun:
 
 
 def _import_seconds() -> float:
-    """Return the seconds that importing torch and transformers takes, which every Python peer has to spend."""
+    """Return the seconds that importing torch and transformers takes. Every Python peer spends them at its start."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", _IMPORTS], check=True, timeout=120)
     return time.perf_counter() - start

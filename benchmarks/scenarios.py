@@ -40,7 +40,7 @@ Cases = Iterator[tuple[str, Callable[[], Figures]]]
 
 
 class Scenarios:
-    """The scenarios of a round on one peer: each public method yields a scenario's cases.
+    """The scenarios of a round on one peer: each public method except `warm_up` yields a scenario's cases.
 
     Each case has its own prompts. They are the same for every peer of the round and occur in no other case or round.
     """
@@ -124,7 +124,10 @@ class Scenarios:
         return self._running.run(load, client)
 
     def _measured(self, requests: list[Request], client: str | None = None) -> Figures:
-        """Return the load's summary, with CPU seconds per 1,000 tokens: by process, of all processes, and of the client."""
+        """Return the load's summary, with the mean number of prompt tokens if the peer reports it.
+
+        Also contains the CPU seconds per 1,000 tokens: by process, of all processes, and of the client.
+        """
         children = self._running.children
         before = {role: cpu_seconds(child.pid) for role, child in children.items()}
         outcome = self._run(requests, client)
@@ -175,7 +178,7 @@ class Scenarios:
         return neighbours.compared(alone, neighbours.together(self._running, loads))
 
     def _turns(self) -> Figures:
-        """Measure a conversation with a long first question. The second request repeats the question and its reply."""
+        """Measure the TTFT of two turns of a conversation. The second request repeats the long question and reply."""
         first_question, _ = self._workload.prompt(LONG_TOKENS)
         second_question, _ = self._workload.prompt(SHORT_TOKENS)
         messages = [{"role": "user", "content": first_question}]
@@ -201,7 +204,7 @@ class Scenarios:
         return arrival(records[:-1], records[-1])
 
     def _constrained(self, streams: int) -> Figures:
-        """Return a step's time without and with a schema at the same number of streams, and the extra cost of each token."""
+        """Return a step's time without and with a schema at the same number of streams, and the cost per token."""
         steps = []
         for schema in (None, _SCHEMA):
             requests = [
@@ -231,7 +234,7 @@ class Scenarios:
         return {f"{role}_kib_per_request": (after[role] - before[role]) * 1024 / len(waited) for role in after}
 
     def _one_by_one(self, client: str) -> Figures:
-        """Return the TTFT of single requests, one after the other."""
+        """Return the median TTFT of single requests, one after the other."""
         requests = [self._request(SHORT_TOKENS, 8) for _ in range(self._size.share_requests)]
         records = self._run(requests, client, sequential=True).records
         return {"ttft_p50_ms": percentile([record.ttft_s * 1e3 for record in records], 50)}

@@ -1,11 +1,11 @@
-"""The amount of work of a run: numbers of rounds, streams and requests, and lengths of replies."""
+"""Defines the amount of work of a full run and of a quick run."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """Numbers of rounds, streams and requests, and lengths of replies in tokens."""
+    """The amount of work of a run: numbers of rounds, streams and requests, and lengths of replies in tokens."""
 
     rounds: int
     streams: tuple[int, ...] = (1, 8, 32, 64)

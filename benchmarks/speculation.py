@@ -1,14 +1,14 @@
 """`python -m benchmarks.speculation`: measures replies with speculative decoding relative to replies without.
 
 Two engines of the default model run in this process, one with `speculation = "prompt-lookup"` and one with "off". The
-script sends each prompt to both in turn, at temperature 0, several times. The result is the best time of each. The
-replies must be equal. The prompts ask for code edits, extractions, summaries and chat (speculation_prompts.py).
+script sends each prompt to both in turn, at temperature 0, several times. The result is the best time of each engine.
+The replies must be equal. The prompts ask for code edits, extractions, summaries and chat (speculation_prompts.py).
 `--streams` sets the number of prompts of a kind that are sent together.
 
-The script prints two ratios, each of a time without speculative decoding to the same time with it. One time is that
-from the first token of the replies to the last. The other is the process's CPU time between them. The CPU time is more
-reliable on a machine that other processes use too. This applies only to one thread (`OMP_NUM_THREADS=1`), because
-waiting threads use the CPU as well.
+The script prints two ratios, each of a time without speculative decoding to the same time with it. One is the time from
+a reply's first token to its last: the longest of the replies to prompts that are sent together. The other is the
+process's CPU time from the latest first token to the end of these replies. The CPU time is more reliable on a machine
+that other processes use too, but only with one thread (`OMP_NUM_THREADS=1`), because waiting threads use the CPU too.
 """
 
 import argparse
@@ -28,14 +28,14 @@ from inference_server.serving.startup import load_all
 from inference_server.settings import DEFAULT_CATALOG, Settings
 from inference_server.text.chat.turns import Turn
 
-# Catalog entries of the default model by precision.
+# Indices of the default model's catalog entries, by precision.
 _ENTRIES = {"int8": 0, "16-bit": 1, "int4": 2}
 _MODES = ("off", "on")
 
 
 @dataclass
 class _Times:
-    """Best times of one batch of replies, in seconds."""
+    """Best times of one batch of replies, in seconds, with the texts and the number of tokens of its last run."""
 
     decode: float = float("inf")
     cpu: float = float("inf")
@@ -45,7 +45,7 @@ class _Times:
 
 @dataclass
 class _Sums:
-    """Sums over the batches of one kind of prompts, by mode."""
+    """Sums of times over the batches of one kind of prompts, by mode, and the CPU time ratio of each batch."""
 
     decode: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_MODES, 0.0))
     cpu: dict[str, float] = field(default_factory=lambda: dict.fromkeys(_MODES, 0.0))

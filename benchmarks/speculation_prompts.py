@@ -1,6 +1,7 @@
-"""Prompts for the benchmark of speculative decoding, made from files of this repository: code, texts and plain chat.
+"""Makes the prompts of the benchmark of speculative decoding.
 
-Code edits and extractions ask for text that the prompt contains, so replies repeat parts of the prompt.
+Code edits, extractions and summaries are made from files of this repository. Chat questions are constants. Code edits
+and extractions ask for text that the prompt contains, so replies repeat parts of the prompt.
 """
 
 import re
@@ -40,7 +41,7 @@ _MAX_CHARACTERS = 2400
 
 
 def code_edits() -> list[str]:
-    """Return prompts that ask for a whole Python module with a small change."""
+    """Return prompts that contain the beginning of a Python module and ask for it with a small change."""
     return [f"{task}. Return the whole module.\n\n```python\n{_beginning(path)}\n```\n" for path, task in _EDITS]
 
 
@@ -69,7 +70,7 @@ def _beginning(path: str) -> str:
 
 
 def _prose(path: str) -> str:
-    """Return the first paragraphs of a page without code, tables and lists."""
+    """Return the first paragraphs of a page without headings, code, tables and lists."""
     text = re.sub(r"```.*?```", "", (_ROOT / path).read_text(encoding="utf-8"), flags=re.DOTALL)
     paragraphs = [part.strip() for part in text.split("\n\n")]
     prose = [part.replace("\n", " ") for part in paragraphs if part and part[0] not in "|#-*<!`1"]

@@ -85,7 +85,7 @@ def _not_usable(name: str, address: str, error: OSError) -> ConfigurationError:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which any second signal stops immediately. uvicorn itself does that for Ctrl+C only."""
+    """uvicorn's server, except that any second signal stops it immediately. uvicorn itself does that for SIGINT only."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.force_exit = self.force_exit or self.should_exit

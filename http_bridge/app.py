@@ -44,7 +44,7 @@ def create_app(settings: Settings, *, binding_port: int | None = None, metrics: 
     Args:
         settings: The bridge's settings.
         binding_port: Port of the listener that serves the Worker binding, and nothing else, without a token.
-        metrics: Receives the route labels and the number of inference servers.
+        metrics: Receives the route labels, and reports the inference servers and the batches.
 
     Raises:
         ConfigurationError: A file of tokens or certificates cannot be used, or OpenTelemetry's variables are invalid.

@@ -1,4 +1,4 @@
-"""The routes of the Worker binding, and the listener that serves them alone. The table of all routes is in routes.py."""
+"""The routes of the Worker binding, and the listener that serves only them. The table of all routes is in routes.py."""
 
 from collections.abc import Callable, Sequence
 
@@ -64,7 +64,7 @@ class BindingListener(BaseRoute):
 
 
 def binding_app(services: Services, routes: Sequence[RouteSpec]) -> ASGIApp:
-    """Return the application that serves the binding's routes, whatever host a request names."""
+    """Return the application that serves the binding's routes, regardless of the host that a request names."""
     return Binding(
         [Endpoint(method, spec.path, _formatted(spec, services)) for spec in routes for method in spec.methods]
     )

@@ -80,7 +80,7 @@ class AnyTaskEndpoint(EmbedEndpoint):
 
     async def _answer(self, exchange: Exchange, data: bytes, state: dict[str, Any]) -> None:
         upstream: Upstream = state["upstream"]
-        # A chat request, the usual case, is not parsed twice.
+        # For a model that is known to generate text, the usual case, the body is parsed only once.
         if upstream.servers.task_of(exchange.model) == Task.TASK_TEXT_GENERATION:
             await RunEndpoint._answer(self, exchange, data, state)
             return

@@ -22,10 +22,10 @@ from http_bridge.observability.request_log import request_log
 from http_bridge.protocol.reply_schemas import REST_ERROR
 
 REQUEST_ID_HEADER = "cf-ai-req-id"
-# Key in the state of a request: the ErrorWriter of its route. Without one, the format of Cloudflare's router is used.
+# Key in the state of a request: the ErrorWriter of its route. Without one, `_errors` chooses a format by the path.
 _ERRORS_KEY = "errors"
 _MAX_SHOWN = 200
-# Paths that OpenAI's clients use. Errors below them have OpenAI's form, even if no route matches.
+# Paths that OpenAI's clients use. Errors on these paths have OpenAI's format, even if no route matches.
 _OPENAI_PATH = re.compile(r"/+(client/v4/accounts/[^/]*/ai/)?v1(/.*)?")
 _BASE_HINT = (
     ": OpenAI's routes are below /v1 and /client/v4/accounts/{account}/ai/v1. "
@@ -35,7 +35,8 @@ _BASE_HINT = (
 _HINTS = (
     (re.compile(r".*/(chat/completions|completions|responses|embeddings|models)/?"), _BASE_HINT),
     (
-        # Its last part matches every text, because a search from each /run/ of a long path would take seconds.
+        # The last part matches any text, so that the match never continues with a later /run/. In a long path with many
+        # of them, a search from each would take seconds.
         re.compile(r"(?!/client/v4/accounts/)[\s\S]*?/run/[\s\S]+"),
         ": Workers AI's routes begin with /client/v4/accounts/{account}/ai/run",
     ),
@@ -84,7 +85,7 @@ async def failed(request: Request, error: Exception) -> Response:
 
 
 def refusal(error: ApiError, errors: ErrorWriter | None) -> ASGIApp:
-    """Return an ASGI application that answers with `error`, formatted by `errors` or as Cloudflare's router does."""
+    """Return an ASGI application that answers with `error`, formatted by `errors`; None: in the format for the path."""
 
     async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
         if errors is not None:

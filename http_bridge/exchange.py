@@ -68,7 +68,7 @@ class Exchange:
         return text[:_MAX_SESSION] if text.isascii() and text.isprintable() else ""
 
     def incoming(self, data: bytes, settings: Settings, bodies: BodyReader) -> IncomingRequest:
-        """Return the request in the form that request parsers accept. `data`: its body."""
+        """Return the request as request parsers accept it. `data`: its body."""
         return IncomingRequest(
             request_id=self.request_id,
             account=self._account or self._token_account,
@@ -102,7 +102,7 @@ class Exchange:
         await Response(body, 200, {"content-type": content_type, **self._ids(), **notices})(*self._asgi)
 
     async def stream(self, job: RunJob, replies: Sequence[AsyncIterator[RunResponse]], comment_seconds: float) -> None:
-        """Send each event of the reply as it arrives. A failure becomes the last event, without the end of the stream.
+        """Send each event of the reply as it arrives. After a failure, the last event is an error, not the end marker.
 
         Args:
             job: The request, and the writer of the reply.

@@ -1,6 +1,6 @@
 """Runs the requests of an AI Gateway: a list of steps, or a request for one provider. The first successful step answers.
 
-Each step becomes a request to the bridge's own endpoint for its path, so a gateway supports the same routes as the bridge.
+Each step becomes a request to the bridge's own endpoint for its path: /ai/run/{model}, or a POST route of OpenAI's API.
 """
 
 import asyncio
@@ -109,7 +109,7 @@ class UniversalEndpoint:
 
 
 class _Attempt:
-    """The `send` of one step. Drops an error, so that the next step can answer. The last step's error is the answer."""
+    """The `send` of one step. Drops an error response, so that the next step can answer. The last step's is sent."""
 
     def __init__(self, send: Send, index: int, *, is_last: bool) -> None:
         self._send = send
@@ -152,7 +152,10 @@ def _with_body(body: bytes, receive: Receive) -> Receive:
 
 
 def _headers(scope: Scope, given: Mapping[str, Any]) -> _Headers:
-    """Return the headers of a step: the request's, replaced by the step's own."""
+    """Merge the request's headers with those of a step, which take precedence.
+
+    Headers in `_OUTER_HEADERS` are dropped from both, and content-type is set to JSON.
+    """
     own = {
         name.lower(): value
         for name, value in given.items()
@@ -170,8 +173,8 @@ def _account(scope: Scope) -> dict[str, str]:
 
 
 async def _steps(data: bytes, max_bytes: int) -> list[dict[str, Any]]:
-    # As in run_endpoint.py: parsing megabytes takes a second, and other streams continue meanwhile. A compressed body may
-    # become a thousand times as large.
+    # A large body is parsed on another thread, as in run_endpoint.py: parsing megabytes takes a second, which would
+    # delay other streams. A compressed body may become a thousand times as large.
     if len(data) < LARGE_BODY_BYTES and data.lstrip()[:1] in (b"[", b"{", b""):
         return _parsed_steps(data, max_bytes)
     return await asyncio.to_thread(_parsed_steps, data, max_bytes)

@@ -63,9 +63,9 @@ class RouteSpec:
         methods: HTTP methods. HEAD is added to GET.
         guard: "token" checks the token before the endpoint, "endpoint" leaves the check to the endpoint, "none" makes
             the route public.
-        errors: Format of the errors before the endpoint; None: the format of Cloudflare's router.
+        errors: Format of the errors that the endpoint does not answer itself; None: the format of Cloudflare's router.
         summary: One line for the OpenAPI description; empty: the description does not contain the route.
-        request_schema: Returns the schema of the body; None: the route has no body.
+        request_schema: Returns the schema of the body for the OpenAPI description; None: it shows no body.
         reply_schema: Schema of a successful JSON reply.
         parameters: OpenAPI parameters of query and header.
         statuses: Descriptions of the statuses of a public route.
@@ -111,7 +111,7 @@ class RouteSpec:
 
 
 class LabeledRoute(routing.Route):
-    """Starlette's route of a RouteSpec."""
+    """The Starlette route that a RouteSpec describes."""
 
     def __init__(self, spec: RouteSpec, app: ASGIApp) -> None:
         super().__init__(spec.path, app, methods=spec.methods)

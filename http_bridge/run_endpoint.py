@@ -29,13 +29,13 @@ from tailrace.v1.inference_pb2 import RunResponse
 
 
 class RunEndpoint:
-    """ASGI application that runs a model. Account and model come from the path, if the route has them there."""
+    """ASGI application that runs a model. If the route's path names the account or the model, these are used."""
 
     def __init__(self, settings: Settings, bodies: BodyReader, parser: RequestParser) -> None:
         """Create the endpoint.
 
         Args:
-            settings: Limits in bytes and seconds, the default profile, and padding.
+            settings: Limits in bytes and seconds, the default profile, padding, and fixed seeds.
             bodies: Reads the fields of bodies.
             parser: Reads the requests of the route.
         """
@@ -117,7 +117,7 @@ class RunEndpoint:
             return await self._parse_once(dataclasses.replace(incoming, models_are_current=True))
 
     async def _parse_once(self, incoming: IncomingRequest) -> RunJob | DirectJob:
-        # Parsing megabytes of small messages takes a second. A thread does it, so that other streams continue meanwhile.
+        # Parsing megabytes of small messages takes a second. Another thread does it, so that other streams continue.
         if not incoming.is_large:
             return self._parser.parse(incoming)
         return await asyncio.to_thread(self._parser.parse, incoming)

@@ -245,7 +245,7 @@ class Settings(BatchSettings):
 
     @property
     def has_fixed_seeds(self) -> bool:
-        """True if the further choices of a request without a seed have fixed seeds."""
+        """True if every choice after the first has a fixed seed when the request has no seed."""
         return self.deterministic or bool(self.recordings)
 
     @property

@@ -31,7 +31,7 @@ SPIN_COUNT = "5000"
 def main() -> int:
     """Run the server and return the exit code: 0 after a signal, 1 after an error.
 
-    A ConfigurationError is printed in one sentence. Other errors are in the log.
+    A ConfigurationError is printed as one line. Other exceptions are not caught.
     """
     if is_windows():
         print(f"tailrace server: {WINDOWS_SENTENCE}", file=sys.stderr)

@@ -28,7 +28,7 @@ def cpu_quotas(root: Path = Path("/")) -> Iterator[float]:
             if version == 1:
                 quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
             else:
-                quota, period = (int(word) for word in (folder / "cpu.max").read_text().split())  # or "max"
+                quota, period = (int(word) for word in (folder / "cpu.max").read_text().split())  # ValueError for "max"
             if quota > 0:
                 yield quota / period
 

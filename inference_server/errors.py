@@ -1,7 +1,7 @@
 """Errors that this server reports to clients, and the error for a model that cannot be served.
 
-Every class has the reason and the gRPC status code of the contract (inference.proto). Messages are written for clients
-and contain no internals. Does not depend on gRPC: status codes are names.
+Every subclass of TailraceError has a reason and a gRPC status code, which inference.proto lists. Messages are written
+for clients and contain no internals. Does not depend on gRPC: status codes are names.
 """
 
 from collections.abc import Sequence
@@ -24,28 +24,31 @@ class TailraceError(Exception):
 
 
 class Unauthenticated(TailraceError):
-    """The call has no bearer token, or one that is not in the tokens file."""
+    """The call has no bearer token, or the tokens file does not contain the token's digest."""
 
     reason = "UNAUTHENTICATED"
     grpc_code = "UNAUTHENTICATED"
 
 
 class UnknownModel(TailraceError):
-    """The requested model is not in the catalog."""
+    """The server does not serve the requested model."""
 
     reason = "UNKNOWN_MODEL"
     grpc_code = "NOT_FOUND"
 
 
 class WrongTask(TailraceError):
-    """The called method does not match the model's task: it embeds text and Run was called, or the reverse."""
+    """The method does not match the model's task.
+
+    Embed was called for a model that generates text, or Run or CountTokens for one that embeds text.
+    """
 
     reason = "WRONG_TASK"
     grpc_code = "INVALID_ARGUMENT"
 
 
 class UnknownAdapter(TailraceError):
-    """The model has no LoRA adapter of the requested name."""
+    """The model has no LoRA adapter with the requested name."""
 
     reason = "UNKNOWN_ADAPTER"
     grpc_code = "NOT_FOUND"
@@ -114,7 +117,7 @@ class NoRoomForReply(TailraceError):
 class CapacityExceeded(TailraceError):
     """No slot is free, and the request cannot wait.
 
-    It forbids waiting, the wait queue is full, or the expected wait exceeds the client's deadline.
+    The request forbids waiting, the wait queue is full, or the expected wait exceeds the client's deadline.
     """
 
     reason = "CAPACITY_EXCEEDED"
@@ -144,7 +147,7 @@ class ClientTooSlow(TailraceError):
 
 
 class ServerStopping(TailraceError):
-    """The server is shutting down: it refuses new requests, and running requests fail at the end of the grace period."""
+    """The server is shutting down. It refuses new requests; running requests fail at the end of the grace period."""
 
     reason = "SERVER_STOPPING"
     grpc_code = "UNAVAILABLE"
@@ -165,11 +168,10 @@ class GenerationFailed(TailraceError):
 
 
 class NotRecorded(TailraceError):
-    """The server replays recordings, and there is none of this request.
+    """The server only replays recordings, and has none of this request.
 
     Attributes:
-        metadata: The folder, the command that records the request, and what the constructor has about the nearest
-            recording.
+        metadata: The constructor's arguments by name, without `method`: `folder`, `command` and the items of `nearest`.
     """
 
     reason = "NOT_RECORDED"
@@ -180,10 +182,11 @@ class NotRecorded(TailraceError):
 
         Args:
             folder: The folder of the recordings.
-            command: The command that records the request.
-            method: The called method.
-            nearest: "nearest", the name of the nearest recording's file; "field", the path of the first field that differs;
-                "requested" and "recorded", its values; empty if the folder has no recordings of this method.
+            command: The command that starts a server which records the request.
+            method: Name of the called method.
+            nearest: "nearest", the name of the nearest recording's file; "field", the path of the first field that
+                differs; "requested" and "recorded", the field's values. Empty if the folder has no recordings of this
+                method.
         """
         self.metadata = {"folder": folder, "command": command, **nearest}
         where = f"it has no recordings of {method}"

@@ -45,7 +45,10 @@ class LogitBias:
 
     @classmethod
     def of(cls, biases: Mapping[int, float]) -> "LogitBias":
-        """Return the bias for `biases`: a number from -100 to 100 for at least one token id. -100 excludes a token."""
+        """Return the logit bias for `biases`, which has a number from -100 to 100 for each of its token ids.
+
+        `biases` must not be empty. The number -100 excludes a token.
+        """
         token_ids = sorted(biases)
         values = (biases[token_id] for token_id in token_ids)
         return cls(array("i", token_ids), array("f", (each if each > _LOWEST_BIAS else _EXCLUDED for each in values)))
@@ -77,7 +80,7 @@ class SamplingParams:
 
     @property
     def has_penalties(self) -> bool:
-        """True if the tokens seen so far change the logits."""
+        """True if a penalty is set, so that earlier tokens change the logits."""
         return self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
 
 
@@ -87,7 +90,8 @@ class Grammar:
 
     kind: Literal["json_schema", "lark"]
     text: str
-    before: str = ""  # Lark rules; `thought_part` accepts the thoughts before the constrained text; empty: no thoughts
+    # Lark rules, of which `thought_part` accepts the thoughts before the constrained text; empty: no thoughts.
+    before: str = ""
 
 
 class Constraint(Protocol):
@@ -102,7 +106,7 @@ class Constraint(Protocol):
         """True if only an end token may follow the accepted tokens."""
 
     def allowed(self) -> "NDArray[np.uint8]":
-        """Return the tokens that may come next: shape (vocab_size,), 1 for allowed, else 0.
+        """Return a mask of the tokens that may come next, of shape (vocab_size,): 1 for allowed tokens, else 0.
 
         At least one token is allowed. Raises GrammarError if the grammar exceeds its limits.
         """
@@ -144,7 +148,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A token with its natural log probability."""
+    """A token with the natural logarithm of its probability."""
 
     token_id: int
     logprob: float
@@ -189,7 +193,7 @@ class Started:
 # Not frozen: one is created for every token, and a frozen object takes more than twice as long to create.
 @dataclass(slots=True)
 class Delta:
-    """Further text of a reply, with the number of tokens that no earlier delta has counted."""
+    """Further text of a reply, with the number of tokens generated since the previous delta."""
 
     text: str
     num_tokens: int
@@ -201,7 +205,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """Last event of a reply that was generated to its end."""
+    """Last event of a reply that ended without an error."""
 
     finish_reason: FinishReason
     stop_string: str | None

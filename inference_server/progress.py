@@ -18,7 +18,7 @@ def progress(phase: str, *, every_seconds: float = 2.0, is_brief: bool = False) 
     Args:
         phase: Description of the phase, for example "loading tiny as float32".
         every_seconds: Interval between two lines, in seconds.
-        is_brief: True if the phase usually ends before the first interval. Nothing is logged until then.
+        is_brief: True if the phase usually ends before the first interval does. A phase that does so logs nothing.
     """
     started = time.monotonic()
     finished = threading.Event()

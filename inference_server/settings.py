@@ -47,8 +47,8 @@ class PrefillTokens:
 # hundreds of tokens.
 _PREFILL_TOKENS = {"cpu": PrefillTokens(chunk=64, idle=512), "cuda": PrefillTokens(chunk=512, idle=2048)}
 
-# Batch requests may use the number of slots divided by this one, by device type. On a CPU, each further sequence
-# lengthens a step, and an interactive request that arrives waits for the end of the step.
+# Divisor of the number of slots, by device type: batch requests may use the quotient. On a CPU, each further sequence
+# lengthens a step, and an interactive request waits for the end of the step in which it arrives.
 _SLOTS_PER_BATCH_SLOT = {"cpu": 8, "cuda": 2}
 
 DEFAULT_CATALOG = Path(__file__).parent / "catalogs" / "default.toml"
@@ -336,7 +336,7 @@ class Settings(ServiceSettings):
         return PrefillTokens(chunk, max(chunk, self.prefill_idle_tokens or default.idle))
 
     def batch_seqs(self, device_type: str) -> int:
-        """Return how many sequences of batch requests may run together: the setting, or the default of the device type.
+        """Return the number of batch requests that may run at the same time: the setting, or the device type's default.
 
         `device_type` is "cpu" or "cuda".
         """
@@ -384,7 +384,11 @@ class Settings(ServiceSettings):
 
     @model_validator(mode="after")
     def _is_deterministic(self) -> Self:
-        """Switch on or off what deterministic replies need. Raises ValueError if another setting contradicts."""
+        """If `deterministic` is set, set `batch_invariant` and `prefix_cache` as deterministic replies need them.
+
+        Raises:
+            ValueError: Another setting contradicts `deterministic`.
+        """
         if not self.deterministic:
             return self
         given = self.model_fields_set
@@ -396,7 +400,7 @@ class Settings(ServiceSettings):
             )
         if self.int8_threshold:
             raise ValueError("TAILRACE_DETERMINISTIC excludes TAILRACE_INT8_THRESHOLD above 0: unset one of them")
-        # The model is frozen for its users, not for its own validation.
+        # The settings are frozen, but their own validation may set fields in this way.
         object.__setattr__(self, "batch_invariant", True)
         object.__setattr__(self, "prefix_cache", "off")
         return self

@@ -1,4 +1,4 @@
-"""A client of Tailrace over REST and gRPC: `Client`, `AsyncClient`, their errors and their values.
+"""A client of Tailrace over REST and gRPC: `Client`, `AsyncClient`, their errors and the types of their results.
 
 `import tailrace` loads no other module. Each name is loaded at its first use, so that neither gRPC nor an HTTP library is
 imported before a client needs it.

@@ -33,7 +33,7 @@ class AsyncStream:
 
     @property
     def request_id(self) -> str:
-        """Id of the request in the logs of the services; empty before the first event."""
+        """Id of the request in the logs of the services; empty until the server has accepted the request."""
         return self._request_id
 
     def __aiter__(self) -> AsyncIterator[Event]:
@@ -55,7 +55,7 @@ class AsyncStream:
                 yield event.text
 
     async def reply(self) -> Reply:
-        """Read the rest of the stream, and return the whole reply, with the events that were already read."""
+        """Read the rest of the stream, and return the whole reply, including the events that were read before."""
         async for _ in self:
             pass
         return self._collector.reply()
@@ -79,7 +79,7 @@ class AsyncStream:
 class AsyncClient:
     """A client of one bridge (http://, https://) or inference server (grpc://, grpcs://), for one asyncio event loop.
 
-    Connections are kept and used again. Any number of tasks may share a client. Refused and failed requests are tried
+    Connections are kept open and reused. Any number of tasks may share a client. Refused and failed requests are tried
     again where that is safe: never after the first event of a stream.
     """
 
@@ -118,23 +118,25 @@ class AsyncClient:
 
         Args:
             prompt: The user's message, or with `raw` the text to continue. None: `messages` is the conversation.
-            model: Name of the model; None: the client's.
+            model: Name of the model; None: the client's model, or if it has none, the first that generates text.
             options: Everything else that a request may set: see RunOptions.
 
         Raises:
             TailraceError: The request is refused, or failed in its last attempt.
         """
 
-        async def attempt(timeout: float | None) -> Reply:
+        attempts = Attempts(self._policy.with_limits(options))
+
+        async def attempt() -> Reply:
             collector = Collector()
-            run = await self._input(prompt, model, options)
-            async with aclosing(self._transport.stream(run, timeout)) as events:
+            run = await self._input(prompt, model, options, attempts.timeout())
+            async with aclosing(self._transport.stream(run, attempts.timeout())) as events:
                 async for event in events:
                     collector.add(event)
             return collector.reply()
 
-        # Nothing reaches the caller before the reply is complete, so that a broken reply may be tried again too.
-        return await self._try(Attempts(self._policy.with_limits(options)), attempt)
+        # Nothing reaches the caller before the reply is complete, so a broken reply may be tried again too.
+        return await self._try(attempts, attempt)
 
     def stream(
         self, prompt: str | None = None, *, model: str | None = None, **options: Unpack[RunOptions]
@@ -163,15 +165,18 @@ class AsyncClient:
         """
         listed = [texts] if isinstance(texts, str) else list(texts)
 
-        async def attempt(timeout: float | None) -> Embeddings:
-            name = model or await self._first("text-embeddings")
-            return await self._transport.embed(listed, name, dimensions, timeout)
+        attempts = Attempts(self._policy.with_limits(limits))
 
-        return await self._try(Attempts(self._policy.with_limits(limits)), attempt)
+        async def attempt() -> Embeddings:
+            name = model or await self._first("text-embeddings", attempts.timeout())
+            return await self._transport.embed(listed, name, dimensions, attempts.timeout())
+
+        return await self._try(attempts, attempt)
 
     async def models(self, **limits: Unpack[Limits]) -> list[Model]:
         """Return the server's models in the order of its catalog. Raises TailraceError."""
-        return await self._try(Attempts(self._policy.with_limits(limits)), self._transport.models)
+        attempts = Attempts(self._policy.with_limits(limits))
+        return await self._try(attempts, lambda: self._transport.models(attempts.timeout()))
 
     async def close(self) -> None:
         """Close the connections. Replies that are not complete are cancelled. Later calls raise RuntimeError."""
@@ -190,7 +195,7 @@ class AsyncClient:
             self._check_open()
             has_begun = False
             try:
-                run = await self._input(prompt, model, options)
+                run = await self._input(prompt, model, options, attempts.timeout())
                 async with aclosing(self._transport.stream(run, attempts.timeout())) as events:
                     async for event in events:
                         has_begun = True
@@ -202,21 +207,23 @@ class AsyncClient:
                 pause = attempts.pause_after(error)
             await asyncio.sleep(pause)
 
-    async def _try(self, attempts: Attempts, call: Callable[[float | None], Awaitable[_Result]]) -> _Result:
+    async def _try(self, attempts: Attempts, call: Callable[[], Awaitable[_Result]]) -> _Result:
         while True:
             self._check_open()
             try:
-                return await call(attempts.timeout())
+                return await call()
             except TailraceError as error:
                 pause = attempts.pause_after(error)
             await asyncio.sleep(pause)
 
-    async def _input(self, prompt: str | None, model: str | None, options: RunOptions) -> RunInput:
-        return run_input(prompt, model or self._model or await self._first("text-generation"), options)
+    async def _input(
+        self, prompt: str | None, model: str | None, options: RunOptions, timeout: float | None
+    ) -> RunInput:
+        return run_input(prompt, model or self._model or await self._first("text-generation", timeout), options)
 
-    async def _first(self, task: Task) -> str:
+    async def _first(self, task: Task, timeout: float | None) -> str:
         if task not in self._found:
-            self._found[task] = first_model(await self._transport.models(self._policy.timeout), task)
+            self._found[task] = first_model(await self._transport.models(timeout), task)
         return self._found[task]
 
     def _check_open(self) -> None:

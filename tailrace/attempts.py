@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from tailrace.errors import DeadlineError, TailraceError
 from tailrace.options import Limits
 
-# Pauses where the server computed none: half a second, doubled with each attempt.
+# Pauses if the server sent none: half a second, doubled with each attempt up to the longest pause.
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 8.0
-# A pause that the server computed is extended by up to a quarter, so that refused clients do not return together.
+# A pause that the server sent is extended by up to a quarter, and the client's own one is shortened. Refused clients
+# therefore do not return together.
 _JITTER = 0.25
-# The client does not wait longer for a server's delay. It raises the error, which has the delay.
+# If the server sent a longer pause than this, the client raises the error at once. `retry_after` contains the pause.
 _LONGEST_RETRY_AFTER_SECONDS = 60.0
+# gRPC would take longer deadlines for expired ones.
+_LONGEST_LIMIT_SECONDS = 365 * 86400
 logger = logging.getLogger("tailrace")
 
 
@@ -27,11 +30,11 @@ class Policy:
     retries: int = 2
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a limit that is not positive, or for a negative number of retries."""
+        """Raise ValueError for a limit that is not positive or longer than a year, or for a negative number of retries."""
         for name in ("timeout", "total_timeout"):
             value: float | None = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}: it must be above 0, or None for no limit")
+            if value is not None and not 0 < value <= _LONGEST_LIMIT_SECONDS:
+                raise ValueError(f"{name} is {value}: it must be above 0 and at most a year, or None for no limit")
         if self.retries < 0:
             raise ValueError(f"retries is {self.retries}: it must be 0 or more")
 
@@ -70,7 +73,8 @@ class Attempts:
         """Return the seconds to wait before the next attempt.
 
         Raises:
-            TailraceError: `error`, if another attempt is pointless, or if it would start after the total deadline.
+            TailraceError: `error`, if it is not retryable, no attempt is left, the server sent too long a pause, or the
+                pause would end after the total deadline.
         """
         pause = _pause(error.retry_after, self._failed)
         self._failed += 1
@@ -85,7 +89,7 @@ class Attempts:
 
 
 def _pause(retry_after: float | None, failed: int) -> float:
-    spread = random.random() * _JITTER  # noqa: S311 - it protects nothing
+    spread = random.random() * _JITTER  # noqa: S311 - security does not depend on it
     if retry_after is not None:
         return retry_after * (1 + spread)
     return float(min(_FIRST_PAUSE_SECONDS * 2**failed, _LONGEST_PAUSE_SECONDS) * (1 - spread))

@@ -33,7 +33,7 @@ class Stream:
 
     @property
     def request_id(self) -> str:
-        """Id of the request in the logs of the services; empty before the first event."""
+        """Id of the request in the logs of the services; empty until the server has accepted the request."""
         return self._request_id
 
     def __iter__(self) -> Iterator[Event]:
@@ -55,7 +55,7 @@ class Stream:
                 yield event.text
 
     def reply(self) -> Reply:
-        """Read the rest of the stream, and return the whole reply, with the events that were already read."""
+        """Read the rest of the stream, and return the whole reply, including the events that were read before."""
         for _ in self:
             pass
         return self._collector.reply()
@@ -79,7 +79,7 @@ class Stream:
 class Client:
     """A client of one bridge (http://, https://) or inference server (grpc://, grpcs://).
 
-    Connections are kept and used again. Any number of threads may share a client. After a fork, create a new one.
+    Connections are kept open and reused. Any number of threads may share a client. After a fork, create a new client.
     Refused and failed requests are tried again where that is safe: never after the first event of a stream.
     """
 
@@ -102,11 +102,11 @@ class Client:
             url: The address; None: TAILRACE_URL, or else http://127.0.0.1:8787.
             token: Bearer token; None: TAILRACE_TOKEN, if it is set.
             account: Account of the requests; None: TAILRACE_ACCOUNT, or else the token's.
-            model: Model of requests without one; None: the server's first model with the task.
+            model: Model of `run` and `stream` calls without one; None: the server's first model that generates text.
             timeout: Seconds for one attempt, until the reply is complete; None: unlimited.
             total_timeout: Seconds for all attempts of a call and the pauses between them; None: unlimited.
             retries: Number of further attempts after a failed one.
-            ca_file: File with the certificates to trust; None: those of the system.
+            ca_file: File with the certificates to trust; None: those of the system over REST, gRPC's own over gRPC.
             client_cert: Files with the client's certificate and its key, for a server that needs one.
 
         Raises:
@@ -129,16 +129,19 @@ class Client:
 
         Args:
             prompt: The user's message, or with `raw` the text to continue. None: `messages` is the conversation.
-            model: Name of the model; None: the client's.
+            model: Name of the model; None: the client's model, or if it has none, the first that generates text.
             options: Everything else that a request may set: see RunOptions.
 
         Raises:
             TailraceError: The request is refused, or failed in its last attempt.
         """
         attempts = Attempts(self._policy.with_limits(options))
-        # Nothing reaches the caller before the reply is complete, so that a broken reply may be tried again too.
+        # Nothing reaches the caller before the reply is complete, so a broken reply may be tried again too.
         return self._try(
-            attempts, lambda timeout: collected(self._transport.stream(self._input(prompt, model, options), timeout))
+            attempts,
+            lambda: collected(
+                self._transport.stream(self._input(prompt, model, options, attempts.timeout()), attempts.timeout())
+            ),
         )
 
     def stream(self, prompt: str | None = None, *, model: str | None = None, **options: Unpack[RunOptions]) -> Stream:
@@ -165,14 +168,18 @@ class Client:
             TailraceError: The request is refused, or failed in its last attempt.
         """
         listed = [texts] if isinstance(texts, str) else list(texts)
-        return self._try(
-            Attempts(self._policy.with_limits(limits)),
-            lambda timeout: self._transport.embed(listed, model or self._first("text-embeddings"), dimensions, timeout),
-        )
+        attempts = Attempts(self._policy.with_limits(limits))
+
+        def attempt() -> Embeddings:
+            name = model or self._first("text-embeddings", attempts.timeout())
+            return self._transport.embed(listed, name, dimensions, attempts.timeout())
+
+        return self._try(attempts, attempt)
 
     def models(self, **limits: Unpack[Limits]) -> list[Model]:
         """Return the server's models in the order of its catalog. Raises TailraceError."""
-        return self._try(Attempts(self._policy.with_limits(limits)), self._transport.models)
+        attempts = Attempts(self._policy.with_limits(limits))
+        return self._try(attempts, lambda: self._transport.models(attempts.timeout()))
 
     def close(self) -> None:
         """Close the connections. Replies that are not complete are cancelled. Later calls raise RuntimeError."""
@@ -191,7 +198,7 @@ class Client:
             self._check_open()
             has_begun = False
             try:
-                run = self._input(prompt, model, options)
+                run = self._input(prompt, model, options, attempts.timeout())
                 with closing(self._transport.stream(run, attempts.timeout())) as events:
                     for event in events:
                         has_begun = True
@@ -203,22 +210,22 @@ class Client:
                 pause = attempts.pause_after(error)
             time.sleep(pause)
 
-    def _try(self, attempts: Attempts, call: Callable[[float | None], _Result]) -> _Result:
+    def _try(self, attempts: Attempts, call: Callable[[], _Result]) -> _Result:
         while True:
             self._check_open()
             try:
-                return call(attempts.timeout())
+                return call()
             except TailraceError as error:
                 pause = attempts.pause_after(error)
             time.sleep(pause)
 
-    def _input(self, prompt: str | None, model: str | None, options: RunOptions) -> RunInput:
-        return run_input(prompt, model or self._model or self._first("text-generation"), options)
+    def _input(self, prompt: str | None, model: str | None, options: RunOptions, timeout: float | None) -> RunInput:
+        return run_input(prompt, model or self._model or self._first("text-generation", timeout), options)
 
-    def _first(self, task: Task) -> str:
+    def _first(self, task: Task, timeout: float | None) -> str:
         # Two threads may both fetch the list. They find the same model.
         if task not in self._found:
-            self._found[task] = first_model(self._transport.models(self._policy.timeout), task)
+            self._found[task] = first_model(self._transport.models(timeout), task)
         return self._found[task]
 
     def _check_open(self) -> None:

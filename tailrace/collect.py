@@ -17,7 +17,7 @@ from tailrace.types import (
 
 
 class Collector:
-    """A reply that grows by its events."""
+    """Assembles a reply from its events."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
@@ -63,7 +63,7 @@ class Collector:
 
 
 def collected(events: Iterable[Event]) -> Reply:
-    """Return the reply with these events."""
+    """Return the reply that consists of these events. Raises ConnectionFailedError if they end too early."""
     collector = Collector()
     for event in events:
         collector.add(event)

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tailrace_shared.accounts import is_account
+
 DEFAULT_URL = "http://127.0.0.1:8787"
 _REST_PORTS = {"http": 80, "https": 443}
 _GRPC_SCHEMES = ("grpc", "grpcs")
 _LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1", re.IGNORECASE)
-# W3C Trace Context, as far as a header may be sent with it. The services check it again.
+# A traceparent of W3C Trace Context, checked only as far as a header must be well-formed. The services check the rest.
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -19,14 +21,14 @@ class Endpoint:
     """A service and the credentials for it.
 
     Attributes:
-        url: The address as given, without a slash at its end.
+        url: The address, without a slash at its end.
         is_grpc: Whether the address is an inference server's (grpc:// or grpcs://) instead of a bridge's.
         target: host:port.
         has_tls: Whether the connection is encrypted.
-        is_local: Whether the host is this machine, so that no proxy is used.
+        is_local: Whether the host is localhost or a loopback address, for which no proxy is used.
         token: Bearer token; empty: none.
         account: Account of the requests; empty: the token's.
-        ca_file: File with the certificates to trust; empty: those of the system.
+        ca_file: File with the certificates to trust; empty: those of the system over REST, gRPC's own over gRPC.
         cert_file: File with the client's own certificate; empty: none.
         key_file: File with the key of that certificate; empty: none.
     """
@@ -56,7 +58,7 @@ def endpoint(
     TAILRACE_GRPC_TLS_CA, _CLIENT_CERT and _CLIENT_KEY.
 
     Raises:
-        ValueError: The address or the token is not valid, or a file does not exist.
+        ValueError: The address, the token or the account is not valid, or a file does not exist.
     """
     chosen = (url or os.environ.get("TAILRACE_URL") or DEFAULT_URL).strip().rstrip("/")
     try:
@@ -64,8 +66,11 @@ def endpoint(
         port = parts.port
     except ValueError as error:
         raise ValueError(f"{chosen} is not an address: {error}") from None
+    if "@" in parts.netloc:  # the message does not repeat a password
+        raise ValueError("the address has a user name or a password: pass a token as `token` or TAILRACE_TOKEN instead")
     is_grpc = parts.scheme in _GRPC_SCHEMES
-    if parts.scheme not in (*_REST_PORTS, *_GRPC_SCHEMES) or not parts.hostname or (is_grpc and port is None):
+    is_known = parts.scheme in (*_REST_PORTS, *_GRPC_SCHEMES) and not (parts.query or parts.fragment)
+    if not is_known or not parts.hostname or (is_grpc and port is None):
         raise ValueError(
             f"{chosen} is not an address of Tailrace: write http://127.0.0.1:8787 for a bridge, "
             "grpc://127.0.0.1:50051 for an inference server, https:// or grpcs:// with TLS"
@@ -75,6 +80,12 @@ def endpoint(
     found = next((value for name in names if (value := os.environ.get(name))), "") if token is None else token
     if not (found.isascii() and found.isprintable() and " " not in found):
         raise ValueError("the token may contain printable ASCII characters only, without spaces")
+    chosen_account = (os.environ.get("TAILRACE_ACCOUNT") or "") if account is None else account
+    # Over REST, the account is a part of the path.
+    if chosen_account and not is_grpc and not is_account(chosen_account):
+        raise ValueError(
+            f"{chosen_account!r} is not the name of an account: use letters, digits, dots, dashes and underscores"
+        )
     ca, cert, key = _files(is_grpc, ca_file, client_cert)
     return Endpoint(
         url=chosen,
@@ -83,7 +94,7 @@ def endpoint(
         has_tls=parts.scheme in ("https", "grpcs"),
         is_local=_LOOPBACK.fullmatch(parts.hostname) is not None,
         token=found,
-        account=(os.environ.get("TAILRACE_ACCOUNT") or "") if account is None else account,
+        account=chosen_account,
         ca_file=ca,
         cert_file=cert,
         key_file=key,

@@ -12,12 +12,13 @@ class TailraceError(Exception):
     Attributes:
         is_retryable: Whether the same request may succeed a little later.
         message: The sentence.
-        reason: The cause as the gRPC contract names it, such as "CAPACITY_EXCEEDED"; empty if the server sent none.
+        reason: The cause as the gRPC contract names it, such as "CAPACITY_EXCEEDED"; empty if it is unknown. Over REST
+            it is derived from `code` or `http_status`.
         code: Cloudflare's error code; None over gRPC and where no server answered.
-        http_status: HTTP status; None over gRPC and where no server answered.
+        http_status: HTTP status, 200 for an error within a stream; None over gRPC and where no server answered.
         grpc_status: Name of the gRPC status, such as "RESOURCE_EXHAUSTED"; None over REST.
         retry_after: Seconds after which a retry may succeed, as the server computed them; None if it sent none.
-        request_id: Id of the request in the logs of the services; None if no server answered.
+        request_id: Id of the request in the logs of the services; None over REST if no server answered.
     """
 
     is_retryable: ClassVar[bool] = False
@@ -44,15 +45,15 @@ class TailraceError(Exception):
 
 
 class InvalidRequestError(TailraceError):
-    """A field of the request is wrong, or the request is too large. The message names the field."""
+    """A field of the request is wrong, or the request is too large. The message names the field or the limit."""
 
 
 class PromptTooLongError(InvalidRequestError):
-    """The prompt is longer than the model's context. The message has both numbers of tokens."""
+    """The prompt, or the prompt with `max_tokens`, is longer than the model's context. The message has the numbers."""
 
 
 class UnknownModelError(TailraceError):
-    """No server has the model, or the model has another task. The message lists the models."""
+    """No server has the model, or the model has another task. For an unknown model, the message lists the models."""
 
 
 class NotRecordedError(InvalidRequestError):
@@ -90,7 +91,7 @@ class ConnectionFailedError(UnavailableError):
 
 
 class DeadlineError(TailraceError):
-    """The reply was not complete within `timeout`, or within the service's own limit."""
+    """The reply was not complete within `timeout` or `total_timeout`, or within the service's own limit."""
 
 
 class GenerationError(TailraceError):

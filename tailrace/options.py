@@ -49,7 +49,7 @@ class Limits(TypedDict, total=False):
 
 
 class RunOptions(Sampling, Limits, total=False):
-    """Everything that a request for a reply may set beside its prompt and its model."""
+    """Everything that a request for a reply may set besides its prompt and its model."""
 
     messages: Sequence[Message | Mapping[str, Any]]
     """The conversation, oldest message first, instead of a prompt: messages, or dictionaries as in OpenAI's API."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tailrace.client import Client
     from tailrace.testing.server import TestServer
 
-# The folder that the processes of one test run share: state and log of the server.
+# The folder that the processes of one test run share. It contains the server's state and log.
 _FOLDER = pytest.StashKey[Path]()
 # Keys by which pytest-xdist passes the folder, and the process that ends last, to its workers.
 _FOLDER_INPUT, _OWNER_INPUT = "tailrace_folder", "tailrace_owner"
@@ -93,7 +93,7 @@ def tailrace_client(request: pytest.FixtureRequest, tailrace_server: "TestServer
     """A tailrace.Client of the server. Without `model`, requests use the first --tailrace-model."""
     from tailrace.client import Client
 
-    # A server of this run has the models of the option, and its first one is the default.
+    # A server that this test run started (only then is there a log) serves the option's models, the first by default.
     models = [] if tailrace_server.log else request.config.getoption("--tailrace-model")
     with Client(tailrace_server.url, model=next(iter(models), None)) as client:
         yield client
@@ -111,7 +111,7 @@ def _folder(config: pytest.Config) -> Path:
 
 
 def _settings(config: pytest.Config) -> dict[str, str]:
-    """Return the server's settings: the same prompt always gets the same reply, and replies may be recorded."""
+    """Return the server's settings: deterministic replies, and the recordings that the command line names."""
     settings = {"TAILRACE_DETERMINISTIC": "true"}
     if folder := config.getoption("--tailrace-recordings"):
         settings["TAILRACE_RECORDINGS"] = str(Path(config.invocation_params.dir, folder))
@@ -120,7 +120,7 @@ def _settings(config: pytest.Config) -> dict[str, str]:
 
 
 def _reporter(config: pytest.Config) -> Callable[[str], None]:
-    """Return a function that prints a line in the terminal, in spite of captured output. Workers print nothing."""
+    """Return a function that prints a line in the terminal even while output is captured. Workers print nothing."""
     terminal = config.pluginmanager.get_plugin("terminalreporter")
     capture = config.pluginmanager.get_plugin("capturemanager")
 

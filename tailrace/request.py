@@ -123,7 +123,7 @@ def message(given: Message | Mapping[str, Any]) -> Message:
     """Return the message of a dictionary in OpenAI's format; a Message is returned unchanged.
 
     Raises:
-        InvalidRequestError: The dictionary has no role, or its content is no text.
+        InvalidRequestError: `given` is neither a Message nor a dictionary, has no role, or its content is not text.
     """
     if isinstance(given, Message):
         return given

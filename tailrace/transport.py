@@ -58,7 +58,7 @@ def transport(endpoint: Endpoint) -> Transport:
 
 
 def async_transport(endpoint: Endpoint) -> AsyncTransport:
-    """Return the transport for the address."""
+    """Return the transport on asyncio for the address."""
     if endpoint.is_grpc:
         from tailrace.rpc.async_transport import AsyncRpcTransport
 

@@ -70,7 +70,7 @@ class Candidate:
     """A possible next token with the natural logarithm of its probability.
 
     Attributes:
-        text: The token's text. A part of a character that the token contains alone becomes U+FFFD.
+        text: The token's text. An incomplete character at its start or end is replaced by U+FFFD.
         logprob: At most 0.
         bytes: The token's exact bytes; None for raw prompts over REST, where the bridge reports text only.
     """
@@ -124,7 +124,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """More text of the reply. `logprobs`: those of the new tokens, if they were requested."""
+    """More text of the reply. `logprobs`: log probabilities of the new tokens, if they were requested."""
 
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
@@ -149,7 +149,7 @@ class Finished:
     """The reply is complete. Always the last event.
 
     Attributes:
-        reason: "stop", "length" (max_tokens or the model's limit) or "tool_calls".
+        reason: "stop", "length" (max_tokens, or a limit of the model or of the time) or "tool_calls".
         usage: Token counts of the request.
     """
 
@@ -193,7 +193,7 @@ class Reply:
         return Message("assistant", self.text, self.tool_calls, reasoning=self.reasoning)
 
     def json(self) -> Any:
-        """Return the text parsed as JSON. Raises ValueError if it is no JSON, for example because it was cut."""
+        """Return the text parsed as JSON. Raises ValueError if it is not JSON, for example because it was cut."""
         return json.loads(self.text)
 
 
@@ -220,7 +220,7 @@ class Model:
         name: The name for `model`.
         description: A sentence; may be empty.
         task: "text-generation" or "text-embeddings".
-        window: Most tokens of prompt and reply together; of an embedding model, of one text.
+        window: Largest number of tokens of prompt and reply together; of an embedding model, of one text.
         max_output_tokens: Longest reply in tokens; 0 for embedding models.
         dimensions: Length of an embedding model's vectors; 0 for other models.
         adapters: Names of its LoRA adapters.

@@ -50,7 +50,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _reply(options: argparse.Namespace, model: str, words: list[str]) -> int:
-    """Print one reply, or begin a conversation if there is no prompt."""
+    """Print one reply. In a terminal, begin a conversation if there are no words, no files and no `--raw`."""
     if not words and not options.files and not options.raw and is_terminal(sys.stdin):
         return _talk(options, model, keeps_history=True)
     prompt = read_prompt(words, options.files)
@@ -164,7 +164,7 @@ def _client(options: argparse.Namespace) -> Client:
             raise Failure(
                 f"--grpc needs a package that is not installed ({error.name}): pip install . in a clone."
             ) from None
-        return GrpcClient(options.grpc_address)
+        return GrpcClient(options.grpc_address, options.account)
     from tailrace_cli.rest import RestClient
 
     return RestClient(options.url or environment.bridge_url(), options.token, options.account)

@@ -53,7 +53,7 @@ class Piece(NamedTuple):
 
 @dataclass(slots=True)
 class ReplyStats:
-    """Token counts and times of one reply, as this process measures them.
+    """Token counts of one reply, and its times as this process measures them.
 
     Attributes:
         prompt_tokens: Tokens of the prompt; known when the reply is complete.
@@ -104,7 +104,7 @@ class ModelLine:
 
 
 class Client(Protocol):
-    """Interface of a client of the models. Both methods may raise Failure or Refusal."""
+    """Interface of a client that calls a server. Both methods may raise Failure or Refusal."""
 
     def stream(self, request: Request, stats: ReplyStats) -> Iterator[Piece]:
         """Yield the reply piece by piece, and set the token counts and the finish reason of `stats` at the end.
@@ -117,9 +117,10 @@ class Client(Protocol):
 
 
 def full_name(client: Client, name: str) -> str:
-    """Return the full name of the served model that `name` abbreviates; empty: the first model that generates text.
+    """Return the full name of the served model that `name` abbreviates.
 
-    Names with a slash are returned as they are, without a request to the server.
+    A name with a slash is returned unchanged, without a request to the server. An empty name selects the first model
+    that generates text.
 
     Raises:
         UnknownName: No served model has this name.
@@ -129,7 +130,9 @@ def full_name(client: Client, name: str) -> str:
 
 
 def served_name(models: Sequence[ModelLine], name: str) -> str:
-    """Return the full name of the model among `models` that `name` abbreviates; empty: the first that generates text.
+    """Return the full name of the model among `models` that `name` abbreviates.
+
+    An empty name selects the first model that generates text.
 
     Raises:
         UnknownName: None of the models has this name.
@@ -156,7 +159,7 @@ def first_model(models: Sequence[ModelLine]) -> str:
 
 
 def unknown_model(client: Client, name: str) -> Refusal:
-    """Return the error for a model that the server refused: it has none of this name, or one that makes embeddings."""
+    """Return the error for a model that the server refused: it does not exist, or it is an embedding model."""
     try:
         models = client.models()
     except (Failure, Refusal):
@@ -167,7 +170,7 @@ def unknown_model(client: Client, name: str) -> Refusal:
 
 
 def _unknown(name: str, names: Sequence[str]) -> str:
-    """Return the sentences about a name that no model has, with the nearest name and the names of `names`."""
+    """Return the sentences about a name that no model has, with the nearest one of `names` and all `names`."""
     near, step = nearest_name(name, names), how_to_serve(name)
     parts = [
         f"The server has no model {name}.",

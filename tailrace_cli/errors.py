@@ -1,4 +1,4 @@
-"""Errors that end the command with one sentence for the user."""
+"""Errors that end the command with one sentence for the user. A chat reports most of them and continues."""
 
 
 class Failure(Exception):

@@ -37,14 +37,16 @@ def write(text: str = "", *, end: str = "\n") -> None:
 
 
 def note(text: str) -> None:
-    """Write a line about the command itself to standard error, in a faint colour if it has colours."""
+    """Write a line about the command itself to standard error, in a faint colour if standard error has colours."""
     tell(text, is_dim=True)
 
 
 def tell(text: str, *, is_dim: bool = False) -> None:
-    """Write a line to standard error. A line that cannot be written is discarded. A terminal gets whole words."""
+    """Write a line to standard error. A terminal's lines break between words. A failure to write is ignored."""
     if sys.stderr is None:  # closed; print would write to standard output
         return
+    if is_terminal(sys.stderr):
+        text = without_controls(text)  # an error may repeat what a server sent
     if is_terminal(sys.stderr) and "\n" not in text:
         width = max(_MIN_WIDTH, shutil.get_terminal_size().columns - 1)
         text = "\n".join(textwrap.wrap(text, width, drop_whitespace=True, break_on_hyphens=False)) or text
@@ -55,7 +57,7 @@ def tell(text: str, *, is_dim: bool = False) -> None:
 
 
 def replace_unencodable() -> None:
-    """Let both streams write a question mark for a character that their encoding does not have."""
+    """Let stdout and stderr write a question mark for each character that their encoding does not have."""
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="replace")

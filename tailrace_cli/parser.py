@@ -38,7 +38,7 @@ def make_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     """Return the parser of the command line.
 
     Args:
-        commands: The function of each subcommand, by its name. `command` of the parsed options is the function.
+        commands: The function of each subcommand, by its name. The parsed options have it in `command`.
     """
     parser = argparse.ArgumentParser(
         prog="tailrace",

@@ -27,16 +27,17 @@ def divide(words: Sequence[str], model: str | None) -> tuple[str, list[str]]:
 
 
 def read_prompt(words: Sequence[str], files: Sequence[str] = ()) -> str:
-    """Return the prompt: the files, then standard input unless it is a terminal, then the words, joined by spaces.
+    """Return the prompt: the files, then standard input unless it is a terminal, then the words.
 
-    A single word `-` selects standard input, even if it is a terminal.
+    Spaces join the words, and blank lines separate the parts. A single word `-` selects standard input, even if it is a
+    terminal.
 
     Args:
         words: The words of the command line.
         files: Names of text files. The prompt has each name before the file's text.
 
     Raises:
-        Failure: Files, standard input and words are empty, or one of them is not text.
+        Failure: Files, standard input and words are empty, or one of them cannot be read or is not text.
     """
     is_explicit = list(words) == ["-"]
     text = " ".join([] if is_explicit else words)
@@ -87,7 +88,7 @@ def schema_text(option: str | None, *, name: str = "--schema") -> str | None:
     if not option.lstrip().startswith("{"):
         try:
             text = Path(option).expanduser().read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: there is no such home directory
             reason = getattr(error, "strerror", None) or error
             raise Failure(f"{name} {option} is neither a JSON object nor a file that can be read ({reason}).") from None
     try:

@@ -19,11 +19,12 @@ _CONNECT_SECONDS = 10.0
 _LIST_SECONDS = 30.0
 # The account of a bridge without tokens, which accepts every name.
 _ANY_ACCOUNT = "local"
-# Cloudflare's codes: credentials are missing or wrong, the model is unknown or has another task, the prompt is too long.
+# Cloudflare's codes, in this order: no token, wrong token, prompt too long; a model that is unknown, removed or has
+# another task; an unknown route.
 _NO_TOKEN, _WRONG_TOKEN, _TOO_LONG = 9106, 10000, 5021
 _UNKNOWN_MODEL = (5007, 5028)
 _UNROUTED = 7000
-# Exceptions from reading a JSON document of another form than a bridge sends.
+# Exceptions from reading a JSON document that does not have the format of the bridge's replies.
 _MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
 # Response header with the error in plain words, percent-encoded.
 _PLAIN_HEADER = "tailrace-error"
@@ -34,7 +35,7 @@ class RestClient:
     """A client of one bridge. Opens a connection for each request."""
 
     def __init__(self, url: str, token: str, account: str = "") -> None:
-        """Check the URL without opening a connection.
+        """Check the arguments without opening a connection.
 
         Args:
             url: http:// or https:// with a host, and optionally a port and a path.
@@ -42,7 +43,7 @@ class RestClient:
             account: Account whose models are called; empty: the token's.
 
         Raises:
-            Failure: `url` is not such a URL, or `account` not the name of an account.
+            Failure: `url` is not such a URL, or the token or the account's name is invalid.
         """
         self._url = url.rstrip("/")
         try:
@@ -92,7 +93,7 @@ class RestClient:
             raise self._stranger() from None
 
     def account(self) -> str:
-        """Return the account of the requests: the one given, else the token's first one."""
+        """Return the account of the requests: the given one, else the token's; "local" if there is no token."""
         if not self._account and self._token:
             try:
                 self._account = str(self._result(f"{_API}/accounts")[0]["id"])
@@ -121,7 +122,7 @@ class RestClient:
 
         Args:
             method: HTTP method.
-            path: Path after that of the bridge's URL.
+            path: Path to append to the path of the bridge's URL.
             body: JSON document.
             seconds: Longest silence of the bridge; None: unbounded, because a prompt may take arbitrarily long.
 
@@ -139,7 +140,7 @@ class RestClient:
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise self._explain(error) from None
-        except BaseException:  # Ctrl-C while the prompt is read
+        except BaseException:  # for example Ctrl-C while the server processes the prompt
             connection.close()
             raise
         if response.status != 200:
@@ -159,7 +160,7 @@ class RestClient:
         return Failure(f"No bridge answers at {self._url} ({_reason(error)}). Start one with `tailrace serve`.")
 
     def _refusal(self, response: http.client.HTTPResponse) -> Refusal:
-        """Return the error of a response with another status than 200."""
+        """Return the error for a response whose status is not 200."""
         try:
             body = json.load(response)
             code = int(body["errors"][0]["code"])
@@ -229,7 +230,7 @@ def _pieces(lines: Iterable[bytes], stats: ReplyStats) -> Iterator[Piece]:
 
 
 def _sentence(body: Mapping[str, Any]) -> str:
-    """Return an error's sentence for people, without the words that clients parse."""
+    """Return an error's sentence for people, without the prefix that clients parse."""
     error = body.get("error")
     text = str(error["message"] if isinstance(error, dict) else body["errors"][0]["message"]).removeprefix(_PREFIX)
     return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -19,23 +19,25 @@ _LIST_SECONDS = 10.0
 class GrpcClient:
     """A client of one inference server, with TLS and a token if the environment has them."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, account: str = "") -> None:
         """Set up the channel without opening a connection.
 
         Args:
             address: The server as host:port.
+            account: Account of the requests; empty: none.
 
         Raises:
             Failure: A TAILRACE_GRPC_* variable is invalid, or a file that it names cannot be read.
         """
         self._address = address
+        self._account = account
         self._has_tls = bool(variable("TAILRACE_GRPC_TLS_CA"))
         self._stub = InferenceServiceStub(_channel(address))
         self._metadata = _metadata()
 
     def stream(self, request: Request, stats: ReplyStats) -> Iterator[Piece]:
         """Yield the reply piece by piece; see Client."""
-        call = self._stub.Run(_run_request(request), metadata=self._metadata)
+        call = self._stub.Run(_run_request(request, self._account), metadata=self._metadata)
         try:
             for event in call:
                 if event.delta.reasoning:
@@ -154,11 +156,11 @@ def _file(name: str) -> bytes | None:
         raise Failure(f"{variable_name}={path}: {error.strerror}.") from None
 
 
-def _run_request(request: Request) -> pb.RunRequest:
+def _run_request(request: Request, account: str) -> pb.RunRequest:
     sampling = pb.Sampling(stop=request.stop)
     for name, value in request.sampling.items():
         setattr(sampling, name, value)
-    message = pb.RunRequest(model=request.model, sampling=sampling)
+    message = pb.RunRequest(model=request.model, sampling=sampling, account=account)
     if request.schema is not None:
         message.response_format.json_schema = request.schema
     if request.raw:

@@ -12,7 +12,7 @@ def parse_value(name: str, text: str) -> float:
     """Return the value of a parameter. `name`: its name in a body, such as top_p.
 
     Raises:
-        ValueError: `text` is not a number of the parameter's range; the message is a clause for the user.
+        ValueError: `text` is not a number in the parameter's range; the message is a clause for the user.
     """
     field = _BY_NAME[name]
     try:

@@ -20,7 +20,7 @@ def ps(client: Client, *, url: str, as_json: bool) -> int:
 
     Args:
         client: Client that lists the models.
-        url: URL of the bridge. The server's memory is printed only if this is a loopback address.
+        url: URL of the bridge or of the inference server. The memory is printed only if its host is a loopback address.
         as_json: True for JSON.
     """
     models = client.models()

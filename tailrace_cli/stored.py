@@ -158,7 +158,7 @@ def _bytes_of(path: Path) -> int:
 
 
 def _show_progress() -> Callable[[str], None] | None:
-    """Write the log to stderr. Return a function that shows a line of progress in a terminal; elsewhere, lines are logged."""
+    """Write the log to stderr. Return a function that shows a line of progress; None if stderr is not a terminal."""
     handler = _LinesAfterProgress()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

@@ -3,7 +3,8 @@
 import re
 
 EVERY_ACCOUNT = "*"
-_NAME = re.compile(r"[\w.-]{1,128}", re.ASCII)
+# Neither "." nor "..": clients remove them from paths.
+_NAME = re.compile(r"(?!\.{1,2}\Z)[\w.-]{1,128}", re.ASCII)
 
 
 def is_account(text: str) -> bool:

@@ -22,7 +22,8 @@ PROVIDER = "gen_ai.provider.name"
 REQUEST_MODEL = "gen_ai.request.model"
 REQUEST_STREAM = "gen_ai.request.stream"
 REQUEST_STOP_SEQUENCES = "gen_ai.request.stop_sequences"
-# Attribute of each sampling parameter that the conventions name, by its name in inference.proto.
+# Maps a sampling parameter's name in inference.proto to its span attribute. Contains only parameters for which
+# OpenTelemetry's GenAI conventions define an attribute.
 REQUEST_SAMPLING = {field.name: f"gen_ai.request.{field.name}" for field in SAMPLING_FIELDS if field.is_traced}
 DIMENSIONS = "gen_ai.embeddings.dimension.count"
 RESPONSE_ID = "gen_ai.response.id"

@@ -70,7 +70,7 @@ class ReloadableFile(Generic[Content]):
 
 
 def _version(path: Path) -> tuple[int, int, int, int] | None:
-    """Return values that differ for each version of the file, including its permissions; None if it does not exist."""
+    """Return values that differ for each version of the file and of its permissions; None if it cannot be found."""
     try:
         status = path.stat()
     except OSError:

@@ -34,5 +34,5 @@ def paused() -> Iterator[None]:
 
 
 def collect() -> None:
-    """Free objects that refer to each other. Objects that existed at `resume` are not examined."""
+    """Free unused objects that refer to each other. Objects that existed at `resume` are not examined."""
     gc.collect()

@@ -53,7 +53,7 @@ class PortInUse(Exception):
 
 
 def local_hosts(host: str) -> tuple[str, ...]:
-    """Return the addresses at which a service listens for `host`: the loopback addresses of this machine for localhost."""
+    """Return the addresses for `host`: this machine's loopback addresses for localhost, otherwise `host` itself."""
     if host != "localhost":
         return (host,)
     return tuple(each for each in LOOPBACKS if _has_address(each)) or LOOPBACKS[:1]
@@ -135,7 +135,7 @@ def _listening_inodes(port: int) -> Iterator[str]:
 
 
 def _command(process: Path) -> str:
-    """Return the name of the program, and for an interpreter also the script or module that it runs."""
+    """Return the program's name, and for an interpreter also its first two arguments, such as the script's path."""
     words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
     name = os.path.basename(words[0])
     is_interpreter = name.startswith(("python", "node"))

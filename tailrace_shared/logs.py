@@ -2,9 +2,9 @@
 
     logger.info("run %(request_id)s: %(outcome)s", fields)   # a single dict: the fields of the line
 
-The text format appends, as name=value, every field that the message does not contain. In the JSON format all fields are
-keys. Fields may contain text from clients: values are truncated to 200 characters. The text format replaces control
-characters, the JSON format escapes them.
+The text format appends, as name=value, every field that the message does not contain, except None. In the JSON format
+all fields are keys. Fields may contain text from clients: strings are truncated to 200 characters. The text format
+replaces control characters, the JSON format escapes them.
 """
 
 import json

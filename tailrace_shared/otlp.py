@@ -32,7 +32,9 @@ Tracing = TypeVar("Tracing")
 def tracing_from_environment(
     disabled: Callable[[], Tracing], enabled: Callable[[str], Tracing], *, extra: str
 ) -> Tracing:
-    """Return `enabled(endpoint)` if the environment has an OTLP endpoint and OpenTelemetry is not disabled.
+    """Return `enabled(endpoint)` if the environment sets an OTLP endpoint and no variable disables traces.
+
+    Otherwise, return `disabled()`.
 
     Args:
         disabled: Returns the result if traces are off.

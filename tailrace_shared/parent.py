@@ -1,11 +1,11 @@
 """Two pipes between `tailrace serve` and its services.
 
 The first one ends a service after the command has been killed, for example by `kill -9`. The command holds its writing end,
-and each service the reading end. The system closes the writing end when the command ends, whatever the reason, and the
+and each service the reading end. The system closes the writing end when the command ends for any reason, and the
 service then receives SIGTERM.
 
-Through the second one a service reports its port as soon as it listens there. The command thus finds a port that the system
-selected, and cannot take another stack for its own.
+Through the second one, a service reports its port as soon as it listens there. The command thus learns a port that the
+system selected, and cannot mistake another stack for its own.
 """
 
 import os
@@ -13,7 +13,7 @@ import signal
 import threading
 from collections.abc import MutableMapping
 
-# The numbers of the pipes' ends. `tailrace serve` sets these variables for the services; they are not settings.
+# Variables with the file descriptors of a service's pipe ends. `tailrace serve` sets them; they are not settings.
 VARIABLE = "TAILRACE_PARENT_PIPE"
 PORT_VARIABLE = "TAILRACE_PORT_PIPE"
 

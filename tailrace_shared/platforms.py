@@ -1,4 +1,4 @@
-"""Describes the platforms on which the inference server does not run, with the way out. docs/platforms.md has the list."""
+"""Describes platforms on which the inference server does not run, and alternatives. docs/platforms.md has the list."""
 
 import platform
 import sys
@@ -15,7 +15,7 @@ def is_windows() -> bool:
 
 
 def why_torch_is_missing() -> str | None:
-    """Return a sentence for a machine for which torch has no wheel; None if it has one, or if the system is another one."""
+    """Return a sentence if this is Linux or macOS on a machine without a wheel of torch; otherwise None."""
     machine = platform.machine()
     if machine in _TORCH_MACHINES.get(sys.platform, (machine,)):
         return None

@@ -63,13 +63,13 @@ class SamplingField:
 
     Attributes:
         name: Its name in JSON bodies, in inference.proto and in SamplingParams.
-        kind: JSON type.
+        kind: JSON type of its value.
         meaning: Its effect, one sentence for the documentation.
         default: Value that applies if the request has none, in the documentation's words.
         grpc: Range that the gRPC validation accepts.
         rest: Range that /ai/run accepts.
         openai: Range that OpenAI's routes accept; None: the same as `rest`.
-        shown_default: `default` of the REST schemas; None: the schemas have none.
+        shown_default: Value of the keyword `default` in the REST schemas; None: the schemas do not have the keyword.
         description: Description in the REST schemas; empty: none.
         is_engine_default: True if SamplingParams has its own default, so that only given values are passed on.
         is_traced: True if OpenTelemetry's conventions define gen_ai.request.<name>.

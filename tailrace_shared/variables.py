@@ -1,7 +1,8 @@
 """The environment variables that Tailrace reads, and a check for misspelt ones.
 
-The services ignore variables that they do not read, because each service also finds the other one's variables in its
-environment. This table distinguishes variables of the other service from misspelt ones.
+Each service also finds the other service's variables in its environment, and ignores them. This table distinguishes
+them from misspelt ones. A service logs a misspelt variable, and does not start if the variable may be meant to protect
+it.
 """
 
 import difflib

@@ -16,7 +16,7 @@ _SECONDS = 480.0
 
 
 def main() -> int:
-    """Run the parts. Returns 1 if any check failed, else 0."""
+    """Run the parts. Returns 1 if a check failed or a part is not complete, else 0."""
     signal.signal(signal.SIGTERM, _stop)
     arguments = _arguments()
     shapes = "tiny" if arguments.tiny else arguments.shapes

@@ -20,7 +20,7 @@ class Mismatch(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """The device and the model of the checks.
+    """The device, the model and the reply length of the checks.
 
     Attributes:
         device: The first GPU, or the CPU.

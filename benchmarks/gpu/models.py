@@ -39,7 +39,7 @@ _TINY = {
 }
 TAILRACE = paged.NAME  # name of Tailrace's attention function in transformers' registry
 SHAPES: dict[str, dict[str, Any]] = {"llama-2-7b": _LLAMA_2_7B, "llama-3.2-1b": _LLAMA_3_2_1B, "tiny": _TINY}
-# Memory for weights of the 7B shapes in 16 bits, a KV cache for the longest load, and the libraries.
+# Bytes for the weights of the 7B shapes in 16 bits, a KV cache for the longest load, and the libraries.
 _BYTES_FOR_7B = 19 * 2**30
 
 
@@ -136,7 +136,7 @@ def int8_linear(weight: Tensor) -> nn.Module:
 
 
 def quantise(model: nn.Module) -> None:
-    """Replace every linear layer except the output head by bitsandbytes' int8 layer, as transformers does at loading."""
+    """Replace every linear layer except the output head by bitsandbytes' int8 layer, as transformers does."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and name != "lm_head":
@@ -148,7 +148,7 @@ def dequantise(model: Any, dtype: torch.dtype) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child).__name__ == "Linear8bitLt":
-                # The first pass moves the scales to `state`.
+                # The first pass moves the scales from the weight to `state`.
                 scales = child.state.SCB if child.weight.SCB is None else child.weight.SCB
                 weight = child.weight.data.float() * (scales.float() / 127.0)[:, None]
                 linear = nn.Linear(child.in_features, child.out_features, bias=False, device="meta")

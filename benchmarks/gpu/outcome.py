@@ -26,7 +26,7 @@ class Goal(NamedTuple):
 
 
 def goals(results: Results) -> list[Goal]:
-    """Return the goals with the ratios of these results. For the tiny shapes, the ratios are None."""
+    """Return the goals with the ratios of these results. With the tiny shapes, all ratios are None."""
     checks = results["parts"].get("benchmark", {}).get("checks", {})
     if checks.get(OURS_16, {}).get("figures", {}).get("shapes") == "tiny":
         results = {"parts": {}}
@@ -69,7 +69,7 @@ def failures(results: Results) -> list[str]:
 
 
 def summary(results: Results) -> str:
-    """Return the counts of checks, the loads of the benchmark, the goals and the failures as text."""
+    """Return the counts of checks, the figures of the benchmark's loads, the goals and the failures as text."""
     lines = []
     for part, state in results["parts"].items():
         counts: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""Runs the checks of one part, in order, and writes the state after each. Started by supervisor.py.
+"""Runs the checks of one part, in order, and writes the state after each figure. supervisor.py starts this process.
 
 The name of a part is the command's first argument. Checks that the state file already contains are not repeated.
 """
@@ -119,7 +119,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shapes = arguments.shapes or models.default_shapes(device)
     if shapes == "tiny" and device.type == "cpu" and arguments.part == "correctness":
-        os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads this variable when it is imported, later
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton is imported later and then reads this variable
     setup = Setup(device, shapes, arguments.path, arguments.tokens)
     checks: list[Check] = importlib.import_module(f"benchmarks.gpu.parts.{MODULES[arguments.part]}").CHECKS
     Recorder(arguments.state, setup, arguments.seconds).run(arguments.part, checks)

@@ -14,11 +14,11 @@ from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
 
 MAX_TOKENS = 2048  # tokens of the longest sequence
 MAX_SEQS = 64
-_CACHE_SHARE = 0.8  # share of the free memory
+_CACHE_SHARE = 0.8  # share of the free memory that a KV cache may use
 
 
 def cache_tokens(model: Any, max_seqs: int = MAX_SEQS, max_tokens: int = MAX_TOKENS) -> int:
-    """Return the tokens of a KV cache for full sequences, or fewer if the GPU's free memory is smaller."""
+    """Return the tokens of a KV cache for `max_seqs` sequences of `max_tokens`, or those that fit the free memory."""
     wanted = max_seqs * max_tokens
     if model.device.type != "cuda":
         return wanted

@@ -1,4 +1,4 @@
-"""The results of one part as a JSON file: written by the part's process, read by the supervisor. Does not import torch."""
+"""Reads and writes results as JSON files. The part's process and the supervisor use them. Does not import torch."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def write(path: Path, value: Results) -> None:
 
 
 def running(state: Results) -> tuple[str, Results] | None:
-    """Return name and record of the check that has begun and not ended, or None."""
+    """Return the name and the record of the check that has begun and not ended, or None."""
     for name, check in state["checks"].items():
         if check["status"] == "running":
             return name, check

@@ -1,4 +1,4 @@
-"""The compared engines (subjects): each runs prompts and records when tokens arrive. Times are in seconds."""
+"""Defines the compared engines (subjects). Each runs prompts and records the arrival times of tokens, in seconds."""
 
 import asyncio
 import time
@@ -75,7 +75,7 @@ class Tailrace:
         self._engine = self._loop.run_until_complete(start_engine(self.runner, max_seqs, invariant))
 
     def run(self, prompts: Prompts, num_tokens: int) -> list[Reply]:
-        """See Subject.run. Raises RuntimeError if a request fails."""
+        """See Subject.run. Raises RuntimeError if a request fails, and TimeoutError after two minutes."""
 
         async def everything() -> list[Reply]:
             start = time.perf_counter()
@@ -161,7 +161,7 @@ class ContinuousBatching:
     def __init__(self, _setup: Setup, model: Any) -> None:
         """Start the thread of transformers' batching."""
         config = GenerationConfig(do_sample=False, eos_token_id=-1, max_new_tokens=MAX_TOKENS)
-        # On a GPU, transformers chooses the size of its KV cache. On a CPU, it needs a number of blocks.
+        # On a GPU, transformers chooses the size of its KV cache. On a CPU, it must be given the number of blocks.
         self._is_cuda = model.device.type == "cuda"
         sizes = {} if self._is_cuda else {"block_size": 32, "num_blocks": cache_tokens(model) // 32}
         batching = ContinuousBatchingConfig(**sizes)
@@ -195,7 +195,7 @@ class ContinuousBatching:
     def _fail(self, reason: str) -> NoReturn:
         if self._is_cuda:
             raise RuntimeError(f"continuous batching failed: {reason}")
-        # Without psutil, some releases of transformers cannot find the size of a machine's memory.
+        # Not a failure on a CPU: without psutil, some releases of transformers cannot find the size of its memory.
         raise LeftOut(f"continuous batching does not run on this CPU: {reason}")
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """Runs the parts one after the other, each in a separate process, within a time limit. Does not import torch.
 
 CUDA code can hang, end its process, or leave a device error that every later call raises. If a check takes too long,
-its process is killed, and a new process runs the remaining checks of the part. The results of earlier checks are on
-disk.
+its process is killed. After that, or if the process ended early, a new process runs the remaining checks of the part.
+The results of earlier checks are on disk.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ _LOG_LINES = 6  # last lines of a failed process's output that are recorded
 
 
 def limits(parts: Items[Part], index: int, seconds_left: float) -> float:
-    """Return the time limit of part `index` in seconds. Time that earlier parts did not use is divided among later parts."""
+    """Return the time limit of part `index`, in seconds. Later parts share the time that earlier parts did not use."""
     return seconds_left * parts[index].share / sum(part.share for part in parts[index:])
 
 
@@ -62,7 +62,7 @@ class Supervisor:
     results: Results = field(default_factory=lambda: {"parts": {}})
 
     def run(self, parts: Items[Part], seconds: float) -> Results:
-        """Run all parts in at most `seconds`. Returns the results, which gpu.json contains after each check."""
+        """Run all parts in at most `seconds`. Returns the results. gpu.json is updated after each check."""
         self.folder.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + seconds
         for index, part in enumerate(parts):

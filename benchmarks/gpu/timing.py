@@ -32,8 +32,8 @@ def record_graph(setup: Setup, call: Call) -> torch.cuda.CUDAGraph:
 def seconds_per_call(setup: Setup, calls: list[Call], *, seconds: float = 0.03, rounds: int = 3) -> float:
     """Return the mean duration of a call in the fastest round.
 
-    On a GPU the calls are recorded in one CUDA graph, so that the host's time does not count. To measure
-    reads from memory, pass calls whose inputs together exceed the GPU's L2 cache.
+    On a GPU, the calls are recorded in one CUDA graph, so that the host's time does not count. To measure reads from
+    memory, pass calls whose inputs together exceed the GPU's L2 cache.
 
     Args:
         setup: The device.
@@ -93,7 +93,7 @@ def copy_bandwidth(setup: Setup) -> float:
 
 
 def l2_bytes(setup: Setup) -> int:
-    """Return the size of the GPU's L2 cache; 60 MB if torch does not report it."""
+    """Return the size of the GPU's L2 cache; 60 MB if torch does not report it, and 0 on a CPU."""
     if not setup.is_cuda:
         return 0
     return int(getattr(torch.cuda.get_device_properties(setup.device), "L2_cache_size", 0)) or 60_000_000

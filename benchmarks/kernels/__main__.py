@@ -22,7 +22,8 @@ from benchmarks.report import kernel_tables
 _FORMATS = ["int4", "int8", "bf16"]
 _SUBJECTS = ["tailrace", "torch"]
 _ROWS = [1, 8, 32, 256]
-# glibc then requests large pages for torch's memory, as Tailrace does for its weights, so that all subjects have them.
+# With this variable, glibc requests large pages for torch's memory, as Tailrace does for its weights. So all subjects
+# have them.
 _LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 

@@ -1,4 +1,4 @@
-"""Measures the memory bandwidth of reading, the bound of a product with one row: with one thread, and with several."""
+"""Measures the bandwidth of reading memory, which bounds the speed of a product with one row."""
 
 import ctypes
 import mmap
@@ -33,7 +33,7 @@ class Reader:
         self._read: Any = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)(address)
 
     def bytes_per_s(self, threads: int) -> float:
-        """Return the largest bandwidth of some rounds, in bytes per second of wall time."""
+        """Return the largest bandwidth of _ROUNDS rounds, in bytes per second of wall time."""
         part = self._size // threads // _STEP_BYTES * _STEP_BYTES
         with ThreadPoolExecutor(threads) as pool:
             parts = [(self._start + number * part, part) for number in range(threads)]
@@ -41,7 +41,7 @@ class Reader:
             return max(self._round(pool, parts) for _ in range(_ROUNDS))
 
     def bytes_per_cpu_s(self) -> float:
-        """Return the largest bandwidth of one thread in some rounds, in bytes per second of its CPU time."""
+        """Return the largest bandwidth of one thread in _ROUNDS rounds, in bytes per second of its CPU time."""
         best = 0.0
         for _ in range(_ROUNDS):
             before = time.thread_time()
@@ -89,7 +89,7 @@ declare i64 @llvm.vector.reduce.xor.v8i64(<8 x i64>)
 
 
 def _compiled() -> tuple[Any, int]:
-    """Return the engine, which must stay alive, and the address of the compiled loop."""
+    """Return LLVM's execution engine, which must stay alive, and the address of the compiled function."""
     from llvmlite import binding
 
     binding.initialize_native_target()

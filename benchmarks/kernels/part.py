@@ -1,7 +1,7 @@
-"""Measures the products with one instruction set and one number of threads: a process of `benchmarks.kernels`.
+"""Measures the products with one instruction set and one number of threads. `benchmarks.kernels` starts this process.
 
 Reads a job from stdin and writes its results to stdout, as JSON. torch, oneDNN and OpenMP read their limits from the
-environment when they are loaded, hence a process for each limit.
+environment when they are loaded, so each limit needs its own process.
 """
 
 import json
@@ -75,7 +75,7 @@ def _names(job: dict[str, Any], model: Model, weight_format: str, subject: str) 
 
 
 def _products(model: Model, weight_format: Any, subject: str) -> list[Product]:
-    """Return the products of a pass in order. Those of one layer have equal weights in separate memory."""
+    """Return the products of a pass in order. Products of one kind of layer have equal weights in separate memory."""
     first = {
         layer.name: SUBJECTS[subject](random_weight(layer, weight_format), weight_format) for layer in model.layers
     }

@@ -1,11 +1,11 @@
-"""The linear layers of the default model and of two larger ones, as numbers of outputs and inputs."""
+"""Lists the linear layers of the default model and of two larger ones, with their numbers of outputs and inputs."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A linear layer that a forward pass computes `count` times, each time with other weights."""
+    """A kind of linear layer that a forward pass computes `count` times, each time with different weights."""
 
     name: str
     outputs: int
@@ -32,7 +32,7 @@ class Model:
 
 
 def _decoder(hidden: int, key_value: int, intermediate: int, count: int) -> tuple[Layer, ...]:
-    """Return the layers of `count` decoder layers. `key_value`: outputs of keys and of values, each."""
+    """Return the layers of `count` decoder layers. `key_value`: number of outputs of keys; values have as many."""
     return (
         Layer("query, key, value", hidden + 2 * key_value, hidden, count),
         Layer("output", hidden, hidden, count),
@@ -41,7 +41,7 @@ def _decoder(hidden: int, key_value: int, intermediate: int, count: int) -> tupl
     )
 
 
-# The larger models have 32 layers. Four of them are too large for any cache.
+# The larger models have 32 decoder layers. Four are enough to measure, because no cache holds them.
 MODELS = {
     model.name: model
     for model in (

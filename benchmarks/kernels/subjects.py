@@ -1,4 +1,4 @@
-"""The implementations of a product that are compared: Tailrace's backend for this CPU, and torch's own operations."""
+"""Defines the compared implementations of a product: Tailrace's backend for this CPU, and torch's own operations."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -16,28 +16,28 @@ from inference_server.cpu.linear.kernel_linear import KernelLinear, LinearKind, 
 from inference_server.linears.plain import GROUP
 
 FORMATS: tuple[WeightFormat, ...] = ("int4", "int8", "bf16")
-# oneDNN orders the weights for an expected number of rows. This order is fast for one row and for many.
+# oneDNN orders the weights for an expected number of rows. The order for this number is fast for one row and for many.
 _LAYOUT_ROWS = 32
 
 Call = Callable[[], object]
 
 
 class Product(ABC):
-    """A linear layer whose weights share no memory with those of other products."""
+    """A linear layer whose weights, as the product reads them, share no memory with those of other products."""
 
     num_bytes: int  # bytes of weights and scales that one product reads
 
     @abstractmethod
     def copy(self) -> "Product":
-        """Return the same product with its weights in other memory."""
+        """Return an equal product that reads its own copy of the weights and scales."""
 
     @abstractmethod
     def call(self, rows: int) -> Call:
-        """Return a function that computes the product with `rows` rows. It allocates no memory if that is possible."""
+        """Return a function that computes the product with `rows` rows. Tailrace's kernels allocate no memory in it."""
 
 
 class TailraceProduct(Product):
-    """The layer that Tailrace's backend returns."""
+    """The layer that Tailrace's backend for this CPU returns."""
 
     def __init__(self, weight: Tensor | Int8 | Int4, weight_format: WeightFormat) -> None:
         inputs = weight.shape[1] if isinstance(weight, Tensor) else weight.codes.shape[1]
@@ -69,7 +69,7 @@ class TailraceProduct(Product):
 class TorchProduct(Product):
     """torch's operation for this format: _weight_int4pack_mm_for_cpu, _weight_int8pack_mm, or oneDNN's bfloat16.
 
-    Without AVX512, oneDNN does not reorder bfloat16 weights, and `F.linear` is used.
+    Where oneDNN does not support bfloat16 (without AVX-512), `F.linear` is used.
     """
 
     def __init__(self, weight: Tensor | Int8 | Int4, weight_format: WeightFormat) -> None:

@@ -1,4 +1,4 @@
-"""Times the products of a pass. Each product is timed by itself, and its shortest time of many passes counts."""
+"""Times each product of a forward pass separately. The shortest time over all passes counts."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -15,8 +15,8 @@ def shortest_seconds(calls: Sequence[Call], clock: Clock, *, seconds: float, pas
     Args:
         calls: The products of a pass.
         clock: time.thread_time for one thread, time.perf_counter for several.
-        seconds: The least total duration, in seconds.
-        passes: The least number of measured passes. One more pass runs before them.
+        seconds: The least total duration of the measured passes, in seconds.
+        passes: The least number of measured passes. One pass runs before them and is not measured.
     """
     for call in calls:
         call()

@@ -1,7 +1,7 @@
 """Requests many streams from one HTTP server and records when their events arrive. Runs as a separate process.
 
-Reads JSON from stdin and writes JSON to stdout. While the streams run, it only stores the bytes and their times, and
-parses them afterwards. The client therefore uses little of the CPU time that the server needs.
+Reads JSON from stdin and writes JSON to stdout. While the streams run, the client only stores the bytes and their
+times, so that it takes little CPU time from the server. It parses the bytes afterwards.
 """
 
 import asyncio
@@ -59,7 +59,10 @@ def _http(port: int, path: str, body: dict[str, Any]) -> bytes:
 
 
 async def ask(port: int, style: Dialect, load: Load) -> list[Record]:
-    """Return a record for each request. A request that did not end in time has an error."""
+    """Return a record for each request. The record of a request that did not end in time has an error.
+
+    Counts reads of a connection, not events, for `Request.after_events`. The first read may contain only the header.
+    """
     loop = asyncio.get_running_loop()
     progress = asyncio.Event()
     streams: list[Stream] = []
@@ -84,7 +87,7 @@ async def ask(port: int, style: Dialect, load: Load) -> list[Record]:
             await asyncio.gather(*(stream.ended for stream in streams))
     except TimeoutError:
         for number, stream in enumerate(streams):
-            # The timeout cancels the futures that gather waits for.
+            # The timeout cancels the futures that gather waits for, so a cancelled stream did not end in time either.
             if stream.ended.cancelled() or not stream.ended.done():
                 failures[number] = f"{OUT_OF_TIME} {load.timeout_s:.0f} s"
             stream.stop()

@@ -87,7 +87,7 @@ class Vllm(Dialect):
 
 
 class LlamaCpp(Vllm):
-    """llama-cpp-python's server, whose prompts are text. A logit bias prevents end tokens.
+    """llama-cpp-python's server. Prompts are sent as text, and a logit bias prevents end tokens.
 
     This server sends no token counts with a stream. A reply with finish reason `length` has the requested length.
     """
@@ -119,7 +119,10 @@ def dialect(name: str, fields: dict[str, Any]) -> Dialect:
 
 
 def events_of(reads: Reads) -> tuple[int, list[tuple[float, str]]]:
-    """Return the HTTP status and the server-sent events, each with the arrival time of its last byte."""
+    """Return the HTTP status and the server-sent events, each with the arrival time of its last byte.
+
+    Without a complete header, the status is 0 and there are no events.
+    """
     head, separator, _ = b"".join(data for _, data in reads).partition(b"\r\n\r\n")
     if not separator:
         return 0, []
@@ -136,7 +139,7 @@ def events_of(reads: Reads) -> tuple[int, list[tuple[float, str]]]:
 
 
 class _Body:
-    """Removes the framing of a body with chunked transfer encoding, as its bytes arrive."""
+    """Removes the framing of chunked transfer encoding from a body as its bytes arrive. Other bodies stay unchanged."""
 
     def __init__(self, *, is_chunked: bool) -> None:
         self._is_chunked = is_chunked

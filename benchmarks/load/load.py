@@ -1,4 +1,4 @@
-"""Requests to a peer and records of its replies, as values that travel between processes as JSON.
+"""Requests to a peer and records of its replies, as values that processes exchange as JSON.
 
 Times are seconds of time.perf_counter, which all processes of one machine share; counts are tokens.
 """
@@ -38,7 +38,7 @@ class Load:
 
 @dataclass(slots=True, kw_only=True)
 class Record:
-    """A reply as its client received it. Times are in seconds of time.perf_counter."""
+    """A reply as its client received it."""
 
     start: float
     events: list[float] = field(default_factory=list)  # arrival of each event that carried text

@@ -1,7 +1,7 @@
-"""Cuts prompts of exact lengths in tokens from shuffled sentences of the corpus. No two prompts begin alike.
+"""Cuts prompts with an exact number of tokens from shuffled sentences of the corpus.
 
-A prompt with the beginning of an earlier one would be served from a prefix cache. Only the scenario `turns` measures
-the prefix cache.
+Every prompt begins with a random number. A prompt that begins like an earlier one would be served from a prefix cache,
+which only the scenario `turns` measures.
 """
 
 import random

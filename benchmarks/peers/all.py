@@ -1,6 +1,6 @@
 """Lists the peers, in the order of the tables of results. Peers with the same weight format are rivals.
 
-Tailrace's int4 is compared with llama.cpp, 16-bit with vLLM, and int8 with stock bitsandbytes.
+Tailrace's int4 is compared with llama.cpp, 16-bit with vLLM and transformers, and int8 with stock bitsandbytes.
 """
 
 from benchmarks.instruction_sets import InstructionSet

@@ -1,4 +1,4 @@
-"""Base classes of the peers: a peer is installed once, and started for each round with its processes and its clients."""
+"""Defines the base classes of peers. A peer is installed once. Its processes and its clients run in every round."""
 
 import json
 import subprocess
@@ -30,11 +30,11 @@ class Model:
 
 
 class Client(ABC):
-    """Sends loads to a running peer by one protocol."""
+    """Sends loads to a running peer over one protocol."""
 
     @abstractmethod
     def run(self, load: Load) -> Outcome:
-        """Return the load's records. Raises PeerFailed if they did not arrive in time."""
+        """Return the load's outcome. Raises PeerFailed if it did not arrive in time."""
 
 
 class Peer(ABC):
@@ -69,7 +69,7 @@ class Peer(ABC):
     @abstractmethod
     @contextmanager
     def running(self, log: Path) -> Iterator["Running"]:
-        """Start the peer, and yield it when it is ready. Stops it at the end of the block."""
+        """Start the peer, and yield it when it is ready. Stops the peer at the end of the block. Raises PeerFailed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,11 @@ class Running:
         time.sleep(_SETTLING_SECONDS)
 
     def run(self, load: Load, client: str | None = None) -> Outcome:
-        """Send a load through `client`, by default the first one. Raises PeerFailed if any reply failed."""
+        """Send a load through `client`, by default the first one.
+
+        Raises:
+            PeerFailed: A process ended, or a reply failed or does not have the requested length.
+        """
         outcome = self.clients[client or next(iter(self.clients))].run(load)
         for child in self.children.values():
             child.check()

@@ -1,4 +1,4 @@
-"""Runs llama.cpp, built for this machine, on the GGUF file through llama-cpp-python's own server."""
+"""Runs llama-cpp-python's own server on the GGUF file, with a llama.cpp that was built for this machine."""
 
 import os
 import subprocess
@@ -44,7 +44,8 @@ def builds(limit: InstructionSet | None) -> list[Build]:
     """Return the builds to try, the fastest first.
 
     The first build uses every instruction set of the CPU. On some virtual machines that report AMX, llama.cpp crashes in
-    an AMX instruction. The second build is used there. With a `limit`, the build has that instruction set and no better one.
+    an AMX instruction. The second build is used there. With a `limit` below AMX, the only build has that instruction
+    set and no better one.
     """
     if limit is None or limit.name == "amx":
         return [_NATIVE, _WITHOUT_AMX]

@@ -1,4 +1,7 @@
-"""Runs Tailrace as a user does: server and bridge as two processes, one catalog entry at a time."""
+"""Runs Tailrace as a user does: server and bridge as two processes, one catalog entry at a time.
+
+The only difference is that the server ignores end tokens (launch_server.py).
+"""
 
 import json
 import sys
@@ -70,7 +73,7 @@ class Tailrace(Peer):
 
 
 class WithShare(Tailrace):
-    """Tailrace with two more scenarios: replies with a JSON Schema, and HTTP beside gRPC, for the bridge's share."""
+    """Tailrace with two more scenarios: replies with a JSON Schema, and HTTP beside gRPC, to show the bridge's cost."""
 
     scenarios = (*Tailrace.scenarios, "constraint", "share")
 
@@ -119,8 +122,8 @@ def one_entry_catalog(entry: str, name: str, *, keeps_sampling: bool = False) ->
     Args:
         entry: The entry's name.
         name: Name of the file.
-        keeps_sampling: True if the entry keeps its sampling defaults. The peers have no such defaults, so comparisons
-            with them use False.
+        keeps_sampling: True if the entry keeps its sampling defaults. Other peers have no such defaults, so
+            comparisons with them use False.
     """
     tables = tomllib.loads(_CATALOG.read_text(encoding="utf-8"))["models"]
     table = next(table for table in tables if table["name"] == entry)

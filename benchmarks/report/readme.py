@@ -1,4 +1,4 @@
-"""Writes the README's table: the most important figures of every CPU class side by side. Does no I/O."""
+"""Formats the README's table: the most important figures of every CPU class side by side. Does no I/O."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ _FIGURES = (
 
 
 def table(classes: Sequence[ClassResults]) -> str:
-    """Return the table in Markdown: a row for each peer, four columns for each class that used all its instructions."""
+    """Return the table in Markdown: a row for each peer, four columns for each class without a limit."""
     shown = [each for each in classes if each.limit is None]
     headings = [f"{each.family}: {title}" for each in shown for title, _, _ in _FIGURES]
     lines = ["| tokens/s | weights | " + " | ".join(headings) + " |", "|---|---|" + "---|" * len(headings)]

@@ -1,7 +1,7 @@
-"""Writes one results file as Markdown: the section of a CPU class in docs/benchmarks.md. Does no I/O.
+"""Formats the content of a results file as Markdown: the section of a CPU class in docs/benchmarks.md. Does no I/O.
 
-Every figure is a median over rounds, followed by the smallest and the largest round in brackets. Headings name the
-units.
+Every figure is a median over rounds. In tables, the smallest and the largest round follow in brackets. Headings name
+the units.
 """
 
 from benchmarks.report import ratios
@@ -30,7 +30,7 @@ def _cell(document: Document, peer: str, case: str, figure: str) -> str:
 
 
 def _rows(document: Document, columns: list[tuple[str, str, str]]) -> str:
-    """Return a table. A column is its heading, case and figure. Peers and columns without any figure are left out."""
+    """Return a table. `columns`: headings, cases and figures. Peers and columns without any figure are left out."""
     shown = [name for name in document["peers"] if name not in _TOOLS]
     columns = [c for c in columns if any(spread(document, name, *c[1:]) is not None for name in shown)]
     lines = [

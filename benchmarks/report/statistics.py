@@ -13,7 +13,7 @@ Figures = dict[str, float]
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """Interpolate linearly between the two nearest ranks. Raises ValueError if `values` is empty."""
+    """Return a percentile, interpolated linearly between the nearest ranks. Raises ValueError for empty `values`."""
     if not values:
         raise ValueError("no values")
     ordered = sorted(values)
@@ -42,12 +42,13 @@ def summary(records: Sequence[Record]) -> Figures:
 
 
 def burst(bursts: Sequence[Sequence[Record]]) -> Figures:
-    """Return the median over the bursts of the TTFT of prompts that arrived together: p50, largest, and each.
+    """Return figures of the TTFT of prompts that arrived together, as medians over the bursts.
 
-    `ttft_1_ms` is the TTFT of the reply that began first, `ttft_2_ms` of the second, and so on.
+    `ttft_p50_ms` and `ttft_max_ms` are the median and the largest TTFT of a burst. `ttft_1_ms` is the TTFT of the reply
+    that began first, `ttft_2_ms` of the second, and so on.
 
     Args:
-        bursts: The records of each burst, equally many in all of them.
+        bursts: The records of each burst. All bursts have the same number of records.
     """
     ordered = [sorted(record.ttft_s * 1e3 for record in records) for records in bursts]
     figures = {
@@ -61,12 +62,12 @@ def burst(bursts: Sequence[Sequence[Record]]) -> Figures:
 
 
 def step_ms(records: Sequence[Record]) -> float:
-    """Return the median over the replies of the time per token after the first. Each reply needs two tokens or more."""
+    """Return the median time per token after the first, over the replies. Each reply must have at least two tokens."""
     return median((record.events[-1] - record.events[0]) / (record.completion_tokens - 1) * 1e3 for record in records)
 
 
 def arrival(streams: Sequence[Record], late: Record) -> Figures:
-    """Return inter-token latencies of running streams: before a long prompt arrives, during its prefill, and overall.
+    """Return inter-token latencies of running streams: before a long prompt arrives, until its first token, and in all.
 
     `late_ttft_ms` is the TTFT of the long prompt.
     """

@@ -34,7 +34,12 @@ class _Batch:
         return min(len(record.events) for record in self._records.values())
 
     def take(self, deadline: float) -> bool:
-        """Wait for one event. Returns True while a reply is unfinished. Raises TimeoutError."""
+        """Wait up to a second for one event. Returns True while a reply is unfinished.
+
+        Raises:
+            TimeoutError: `deadline` (time.perf_counter) has passed.
+            RuntimeError: The thread of the batching has ended.
+        """
         if time.perf_counter() > deadline:
             raise TimeoutError("the load did not end in time")
         output = self._manager.get_result(timeout=1.0)

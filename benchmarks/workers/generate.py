@@ -1,4 +1,7 @@
-"""Runs transformers' `generate`: all requests of a load as one static batch, which no request can join later."""
+"""Runs transformers' `generate`: all requests of a load as one static batch, which no request can join later.
+
+The requests of a sequential load run one by one.
+"""
 
 import time
 from typing import Any

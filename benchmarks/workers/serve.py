@@ -13,7 +13,7 @@ Answer = Callable[[Load], list[Record]]
 
 
 def serve(load_engine: Callable[[dict[str, Any]], Answer]) -> None:
-    """Read options, then loads, from stdin.
+    """Read the engine's options, then loads, from stdin. Writes an outcome to stdout for each load.
 
     `load_engine` receives the options, and returns the function that runs a load.
     """

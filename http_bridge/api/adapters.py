@@ -8,10 +8,10 @@ from http_bridge.protocol.run_body import RunBody
 
 
 def check_adapter(incoming: IncomingRequest, body: RunBody, model: str) -> None:
-    """Check that the model has the adapter that the body names, if it names one.
+    """Check that the model has the adapter that the body names, if it names one. An unknown model passes the check.
 
     Raises:
-        ApiError: 405/5005 if the model has no adapters, 400/5006 if it has others.
+        ApiError: 405/5005 if the model has no adapters, 400/5006 if it has only other adapters.
         OutdatedModels: The bridge must first fetch the lists of models from the servers.
     """
     if not body.adapter:
@@ -24,8 +24,8 @@ def check_adapter(incoming: IncomingRequest, body: RunBody, model: str) -> None:
 def with_adapter(incoming: IncomingRequest, body: RunBody, model: str) -> tuple[RunBody, str]:
     """Return the body and the model of a request whose `model` may be the name of an adapter, as in vLLM's API.
 
-    If a model and an adapter have the same name, the name means the model. If several models have an adapter of this name, the
-    first one is used.
+    If a model and an adapter have the same name, the name means the model. If several models have an adapter of this
+    name, the first of these models is used.
 
     Raises:
         ApiError: As for `check_adapter`.

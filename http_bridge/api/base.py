@@ -22,7 +22,7 @@ from tailrace.v1.inference_pb2 import Model, RunRequest
 LARGE_BODY_BYTES = 100_000
 _PLAIN_BEGINNINGS = (b"{", b" ", b"\n", b"\r", b"\t", b"")
 _MAX_MODEL = 256  # longest model name, in characters
-# Header of a reply that lists the types of the request's tools that were left out, because they are not functions.
+# Reply header that lists the types of the tools that were left out of the request because they are not functions.
 SKIPPED_TOOLS_HEADER = "tailrace-skipped-tools"
 _MAX_NOTICES = 16
 _HEADER_TEXT = re.compile(r"[\w.:-]+", re.ASCII)
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class Models(Protocol):
-    """The models of the inference servers, from the bridge's last poll. No method calls a server."""
+    """The models of the inference servers as the bridge's polls found them. No method calls a server."""
 
     def find_model(self, name: str) -> Model | None:
         """Return the description of a model; None if no server is known to host it."""
@@ -59,13 +59,13 @@ class IncomingRequest:
         headers: The request's headers.
         query: The request's query parameters.
         data: The body as received, possibly compressed.
-        max_bytes: Largest body in bytes, also after it is unpacked.
+        max_bytes: Size limit of the body in bytes, both as received and decompressed.
         has_padding: Whether the settings enable padding in streams.
         default_profile: Profile of a request without the profile header.
         bodies: Reads the fields of the body.
         models: The models of the inference servers.
         models_are_current: Whether `models` is recent enough for this request, so that `describe` does not raise.
-        has_fixed_seeds: Whether the further choices of a request without a seed have fixed seeds.
+        has_fixed_seeds: Whether every choice after the first has a fixed seed if the request has no seed.
     """
 
     request_id: str
@@ -116,12 +116,13 @@ class IncomingRequest:
         """Return the JSON object of the body, which may be compressed with gzip or deflate.
 
         Raises:
-            ApiError: 400/3003 for an empty body, 413/3006 for one that is too large when unpacked, 400/5006 for another error.
+            ApiError: 400/3003 for an empty body, 413/3006 for one that is too large when decompressed, 400/5006 for
+                another error.
         """
         try:
             return load(self.data, self.max_bytes)
         except ApiError:
-            # Only a body that cannot be parsed is an error: some SDKs send a wrong Content-Encoding with plain JSON.
+            # Content-Encoding matters only if the body cannot be parsed: some SDKs send a wrong one with plain JSON.
             encoding = self.headers.get("content-encoding", "").strip().lower()
             if self.data and encoding == "deflate" and self.data[:1] != b"\x78":
                 return load(inflated(self.data, self.max_bytes), self.max_bytes)
@@ -137,7 +138,7 @@ class RunJob:
     """A parsed request: the message to the inference server, and the writer of the reply.
 
     Attributes:
-        request: The message.
+        request: The message; the first one if there are several replies.
         writer: Writes the reply. If there are several replies, it writes only their errors.
         stream: Whether the client requested a stream.
         choices: Writes several replies, one to each of `choices.requests`; None: there is one reply, to `request`.
@@ -204,7 +205,7 @@ class RequestParser(Protocol):
 
 
 def check_model_name(name: str) -> str:
-    """Return `name`.
+    """Return `name` if a model can have it.
 
     Raises:
         ApiError: 404/3042 if no model can have this name: it is empty, not printable, or longer than 256 characters.
@@ -215,7 +216,7 @@ def check_model_name(name: str) -> str:
 
 
 def skipped_notice(body: RunBody) -> dict[str, str]:
-    """Return the header with the types of the tools that were left out, and log these types; empty if there are none."""
+    """Return the header with the types of the tools that were left out, and log them. Empty if no tool was left out."""
     if not body.skipped_tools:
         return {}
     # A type comes from the client, and a header cannot contain every character.

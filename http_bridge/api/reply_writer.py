@@ -73,7 +73,7 @@ class ReplyWriter(ABC):
 
     @abstractmethod
     def delta(self, delta: Delta) -> bytes:
-        """Return the events for a delta that may contain thoughts, tool calls or log probabilities beside text."""
+        """Return the events for a delta that may contain thoughts, tool calls or log probabilities as well as text."""
 
     @abstractmethod
     def finish(self, completed: Completed) -> bytes:

@@ -1,4 +1,4 @@
-"""Checks the replies of a strict profile: a truncated forced tool call is an error, as in production."""
+"""Checks the replies of a strict profile: a truncated forced tool call is an error, as on Workers AI."""
 
 from http_bridge.api.reply_writer import CompleteReply, ReplyWriter
 from http_bridge.errors import ApiError

@@ -15,7 +15,7 @@ _DIGITS = 6
 
 
 async def list_models(request: Request) -> Sequence[Model]:
-    """Return the models that the inference servers host at the moment.
+    """Fetch and return the models that the inference servers host.
 
     Raises:
         ApiError: No server answers.

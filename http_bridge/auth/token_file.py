@@ -47,7 +47,7 @@ def read_tokens(path: Path) -> dict[bytes, str]:
     """
     name = f"{PREFIX}API_TOKENS_FILE={path}"
     try:
-        # Opening a pipe would block until another process writes to it.
+        # Only a regular file is opened: opening a pipe would block until another process writes to it.
         text = path.read_text("utf-8") if path.is_file() else None
     except OSError as error:
         raise ConfigurationError(f"{name}: {error.strerror}.") from None

@@ -59,7 +59,7 @@ class Request:
 
     @property
     def size(self) -> int:
-        """The size of the request and of its reference in bytes; of an invalid request, the size of its error."""
+        """The size in bytes of the reference together with the request, or with the error of an invalid request."""
         text = len(self.outcome.description) if isinstance(self.outcome, ApiError) else 0
         return len(self.reference) + text + (0 if self.work is None else self.work.size)
 
@@ -77,7 +77,7 @@ class Batch:
         began_at: Time of its submission, in seconds of the event loop's clock.
         waiting: Indexes of the requests that have not started, in order.
         num_open: Number of requests without an outcome.
-        size: Size of its unfinished requests, of all references, and of its results, in bytes.
+        size: Size in bytes of its unfinished requests, all references, its results and the errors of invalid requests.
         is_started: Whether a request has started.
         pause_seconds: The last pause after a refusal, in seconds; 0 after a success. The next pause is longer.
         was_read: Whether a client received the results.

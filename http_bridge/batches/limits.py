@@ -12,7 +12,7 @@ class Limits:
         max_requests: Largest number of requests in a batch.
         max_bytes: Largest size of all unfinished requests and all results together, in bytes.
         keep_seconds: Time for which results are kept after the end of their batch, in seconds.
-        timeout_seconds: Longest time for a batch, in seconds. Requests that did not end by then fail.
+        timeout_seconds: Longest time for a batch, in seconds. Requests that have not ended by then fail.
         parallel: Largest number of requests that run at the same time.
     """
 

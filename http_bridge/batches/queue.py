@@ -1,7 +1,7 @@
 """Runs batches in the background, and stores their results in bounded memory. Does not depend on HTTP or gRPC.
 
-Batches take turns: a large one does not delay the first requests of a later one. If a request is refused for lack of
-capacity, its batch pauses, and the request is repeated until the batch's time is over.
+Scheduling is round-robin across batches, so a large batch does not delay the first requests of a later one. If a
+request is refused for lack of capacity, its batch pauses, and the request is repeated until the batch's time is over.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ class BatchQueue:
         self._limits = limits
         self._metrics = metrics
         self._batches: dict[str, Batch] = {}
-        self._turns: deque[Batch] = deque()  # the batches with waiting requests, in the order of their turns
+        self._turns: deque[Batch] = deque()  # the batches with waiting requests that are not paused; the next one first
         self._running: set[asyncio.Task[None]] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}  # timers that remove finished batches, by batch id
         self._pauses: dict[str, asyncio.TimerHandle] = {}  # timers that end the pauses of refused batches

@@ -177,7 +177,8 @@ class LimitedProtocol(H11Protocol):
             self._read_timer = self.loop.call_later(self.settings.body_timeout_seconds, self._close)
 
     def _end_headers(self) -> None:
-        # Browsers open connections in advance, and would mistake an answer for the answer to their next request.
+        # A connection without a request gets no answer: browsers open connections in advance, and would mistake it for
+        # the answer to their next request.
         if self.conn.is_in_headers:
             self._end(ApiError(408, 3007, "Request timeout"))
         else:

@@ -6,7 +6,7 @@ from starlette.types import Receive, Scope
 
 from http_bridge.errors import ApiError
 
-_MAX_DIGITS = 20  # more digits than the number of bytes of any body has
+_MAX_DIGITS = 20  # the limit on a body's size has fewer digits
 
 
 async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
@@ -17,8 +17,8 @@ async def read_body(scope: Scope, receive: Receive, max_bytes: int) -> bytes:
         ClientDisconnect: The client disconnected.
     """
     too_large = ApiError(413, 3006, f"Request is too large (more than {max_bytes} bytes)")
-    # A client that announces a longer body is refused before the upload. The HTTP server checks that a request's header
-    # is a number, but it does not check the headers of a request that is wrapped in another request.
+    # A client that announces a body above the limit is refused before the upload. The HTTP server checks that the
+    # header Content-Length is a number, but not in a request that is wrapped in another request.
     announced = Headers(scope=scope).get("content-length", "0")
     if announced.isdecimal() and int(announced[:_MAX_DIGITS]) > max_bytes:
         raise too_large

@@ -99,7 +99,7 @@ class Metrics:
     def watch_batches(
         self, num_batches: Callable[[BatchStatus], int], num_requests: Callable[[BatchState], int]
     ) -> None:
-        """Set the functions that count the batches with a status and their requests in a state. Each scrape calls them."""
+        """Set the functions that count batches by status, and batch requests by state. Each scrape calls them."""
         for status in BATCH_STATUSES:
             self.batches.labels(status).set_function(partial(num_batches, status))
         for state in BATCH_STATES:

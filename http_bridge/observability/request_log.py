@@ -28,12 +28,13 @@ class RequestLog:
     """The log line and the metrics of one request. The handlers of the request set the public attributes.
 
     Attributes:
-        request_id: UUID of a run, or of a request that failed unexpectedly.
+        request_id: UUID of a request to a model, or of one that failed unexpectedly; None for every other request.
         account: Account of the request; empty if it has none.
         model: Model of the request; empty if it has none.
         stream: Whether the client requested a stream.
         error_code: Cloudflare's error code, if the answer is an error.
-        completed: The inference server's last message of a run.
+        completed: The inference server's last message of a run. With several choices: the first choice's message, with
+            the usage of all.
         tags: A Worker's own tags of a run.
     """
 

@@ -76,7 +76,7 @@ MESSAGE: Schema = {
     "if": {"properties": {"role": {"enum": ["assistant", "tool"]}}, "required": ["role"]},
     "else": {"required": ["role", "content"], "properties": {"content": {"type": ["string", "array"]}}},
 }
-# The forms of other APIs are not in the schema: bodies/tools.py reads them.
+# The formats of other APIs are not in the schema: bodies/tools.py reads them.
 TOOL_CHOICE: Schema = {
     "type": ["string", "object", "null"],
     "description": "none, auto, required, any, {type: function, function: {name}}, or {type: allowed_tools, …}",

@@ -1,6 +1,6 @@
-"""Reads the bodies of embedding requests, in Workers AI's forms and in OpenAI's. Does not depend on HTTP or gRPC.
+"""Reads the bodies of embedding requests, in Workers AI's formats and in OpenAI's. Does not depend on HTTP or gRPC.
 
-Workers AI's forms depend on the model. A model with qwen in its name counts as qwen3-embedding.
+Workers AI's formats depend on the model. A model with qwen in its name counts as qwen3-embedding.
 
     Model              Body                                              Reply
 
@@ -36,8 +36,8 @@ class EmbeddingBody:
     """A valid body of /ai/run.
 
     Attributes:
-        texts: The texts in the order of the reply. In the form "scores", the query is the first one.
-        form: The form of the reply.
+        texts: The texts in the order of the reply. If `form` is "scores", the query is the first one.
+        form: The format of the reply.
         pooling: Pooling that the request sets; None: not set.
         refuses_long_texts: Refuse a text that is longer than the model's context instead of truncating it.
     """
@@ -112,7 +112,7 @@ def _queries(document: Document, model: str) -> EmbeddingBody:
 
 def _common(document: Document, model: str) -> dict[str, Any]:
     truncates = document.get("truncate_inputs")
-    # bge-m3 refuses long texts by default. For the other models they are truncated, unless the request forbids it.
+    # bge-m3 refuses long texts by default. The other models truncate them unless the request forbids it.
     refuses = not truncates if "bge-m3" in model.lower() else truncates is False
     return {"pooling": document.get("pooling"), "refuses_long_texts": refuses}
 

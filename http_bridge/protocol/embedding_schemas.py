@@ -1,6 +1,6 @@
 """JSON Schemas of embedding requests and replies: Workers AI's published schemas of bge and qwen3-embedding, and OpenAI's.
 
-Bodies are validated against these schemas. /ai/models/schema and /openapi.json publish them.
+Bodies are validated against the schemas of requests. /ai/models/schema and /openapi.json publish those of replies too.
 """
 
 from http_bridge.protocol.schemas import Schema

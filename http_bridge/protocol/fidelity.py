@@ -1,8 +1,7 @@
 """Refusals of Workers AI in production that Tailrace has only in a strict profile.
 
-They are 5023, 5028 for a model that a server here hosts, and 8006.
-
-Code that is tested with a strict profile meets these errors before it is deployed.
+Their codes are 5023, 5028 (for a model that a server here hosts) and 8006. Code that is tested with a strict profile
+meets these errors before it is deployed.
 """
 
 from http_bridge.errors import ApiError
@@ -27,7 +26,7 @@ def check_request(body: RunBody, profile: Profile, model: str) -> None:
 
 
 def cut_call() -> ApiError:
-    """Return the error for a forced tool call that `max_tokens` truncated: 400/8006."""
+    """Return the error for a reply that was truncated before its forced tool call was complete: 400/8006."""
     return ApiError(
         400,
         8006,

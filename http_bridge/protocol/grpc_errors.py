@@ -1,7 +1,7 @@
 """Converts gRPC errors of the inference server to the errors that clients receive.
 
-Does not use connections and does not depend on the JSON format. ErrorInfo's reason determines the result, or the
-status code if there is no reason. The error's text never does.
+Does not use connections and does not depend on the JSON format. ErrorInfo's reason determines the result, or the status
+code if the reason is missing or unknown. The error's text never determines it.
 """
 
 import math
@@ -146,14 +146,18 @@ def _invalid_field(details: _Details) -> ApiError:
     return bad_fields(violations) if violations else bad_input("the model server refused a field")
 
 
+# A dot or an index, or a name in quotes, which may contain both: `parameters["a.b"]`.
+_STEP = re.compile(r'\["(?:[^"\\]|\\.)*"\]|\[(\d+)\]|\.')
+
+
 def _body_path(field: str) -> str:
     """Return the path in a body for a field of inference.proto, such as /messages/0/role for chat.turns[0].role."""
-    path = re.sub(r"\[(\d+)\]", r".\1", field)
+    path = field
     for contract_name, body_name in _BODY_NAMES:
         if path.startswith(contract_name):
             path = body_name + path.removeprefix(contract_name)
             break
-    return "/" + path.replace(".", "/")
+    return "/" + _STEP.sub(lambda step: "/" if step[0] == "." else f"/{step[1]}" if step[1] else step[0], path)
 
 
 def _too_many_tokens(tokens: str, limit: str, *, more: str, openai: str) -> ApiError:

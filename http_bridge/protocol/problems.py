@@ -39,7 +39,7 @@ class Problem(str):
 
 
 def plain_sentence(clause: str) -> str:
-    """Return a clause as a sentence. Names of fields keep their first letter."""
+    """Return a clause as a sentence. A field's name at the start is not capitalized."""
     return f"T{clause[1:]}." if clause.startswith(_BODY) else f"{clause}."
 
 

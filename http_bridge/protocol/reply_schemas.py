@@ -40,9 +40,9 @@ RESPONSE: Schema = {
 _STREAM: Schema = {"type": "string", "contentType": "text/event-stream", "format": "binary"}
 # The reply of /ai/run: an object, or a stream of server-sent events.
 RUN_OUTPUT: Schema = {"oneOf": [_RESPONSE, _STREAM]}
-# The same for a model with shape = "choices".
+# The reply of /ai/run for a model with shape = "choices".
 CHOICES_OUTPUT: Schema = {"oneOf": [_CHOICES, _STREAM]}
-# The same for a model with shape = "responses".
+# The reply of /ai/run for a model with shape = "responses".
 RESPONSES_OUTPUT: Schema = {"oneOf": [RESPONSE, _STREAM]}
 # Source of the batches' schemas: Cloudflare's pages on its batch API.
 _BATCH_STATUS: Schema = {
@@ -75,7 +75,7 @@ _BATCH_RESULTS: Schema = {
     },
     "required": ["responses", "usage"],
 }
-# Cloudflare's envelope of a success, around any result.
+# Cloudflare's envelope of a successful reply, around any result.
 ENVELOPE: Schema = {
     "type": "object",
     "properties": {
@@ -88,7 +88,7 @@ ENVELOPE: Schema = {
 }
 _RUN_RESULT: Schema = {"anyOf": [_RESPONSE, _CHOICES, RESPONSE, _BATCH_STATUS, _BATCH_RESULTS]}
 RUN_ENVELOPE: Schema = {**ENVELOPE, "properties": {**ENVELOPE["properties"], "result": _RUN_RESULT}}
-# models/search: Cloudflare's envelope, or OpenRouter's form.
+# models/search: Cloudflare's envelope, or OpenRouter's format.
 MODELS_REPLY: Schema = {"anyOf": [ENVELOPE, {"type": "object", "required": ["data"]}]}
 # A complete reply of chat completions or completions.
 OPENAI_REPLY: Schema = {"type": "object", "required": ["id", "object", "created", "model", "choices", "usage"]}

@@ -1,4 +1,7 @@
-"""Defines RunBody, a parsed request body. Every route converts its body to one, and to_grpc.py converts it to gRPC."""
+"""Defines RunBody, a parsed request body.
+
+Every route that generates text converts its body to a RunBody, and to_grpc.py converts the RunBody to a gRPC request.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

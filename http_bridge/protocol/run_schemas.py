@@ -43,5 +43,5 @@ STEPS: Schema = {
 
 
 def with_batches(single: Schema) -> Schema:
-    """Return the schema of a single request, with those of batches as alternatives."""
+    """Return the schema of a single request, with the schemas of batches as alternatives."""
     return {"type": "object", "anyOf": [*single["anyOf"], _SUBMISSION, _POLL]}

@@ -76,7 +76,7 @@ _STREAM_OPTIONS: Schema = {
     "type": ["object", "null"],
     "properties": {"include_usage": optional("boolean"), "include_obfuscation": optional("boolean")},
 }
-# bodies/openai_values.py removes these values.
+# Additions to the schemas of OpenAI's fields. bodies/openai_values.py removes the values that mean unset.
 _UNSET: Schema = {
     "max_tokens": {"description": "The model's sequence length by default; -1, 0 and null mean unset"},
     "top_k": {"description": "-1, 0 and null mean unset"},
@@ -99,7 +99,7 @@ class Inputs:
     Attributes:
         prompt: Body of /ai/run with `prompt`.
         messages: Body of /ai/run with `messages`.
-        run: Body of /ai/run: `prompt`, `messages`, or `input` as in OpenAI's responses.
+        run: Body of /ai/run: `prompt`, `messages`, or `input` as in OpenAI's Responses API.
         generic: Body of /ai/run without a model in the path.
         chat: Body of OpenAI's chat completions.
         completion: Body of OpenAI's completions.

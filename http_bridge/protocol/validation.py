@@ -1,6 +1,6 @@
 """Parses bodies and validates them against a JSON Schema; error messages have Workers AI's wording.
 
-This module contains no schema: the caller passes it.
+This module contains no schemas: callers pass them.
 """
 
 import gzip
@@ -22,7 +22,8 @@ Schema = Mapping[str, Any]
 # A body can have a million invalid fields. The error lists a few of them, and other requests must not wait for the
 # rest.
 MAX_PROBLEMS = 8
-# jsonschema_rs collects all errors before it returns the first one, so only this many items and keys are examined.
+# jsonschema_rs collects all errors before it returns the first one, so the search for more than one error covers only
+# this many items and keys.
 _MAX_ITEMS = 4_096
 # Deepest nesting of arrays and objects in a body: far below Python's recursion limit, and more than clients need.
 MAX_DEPTH = 128
@@ -112,7 +113,7 @@ class Validator:
         self._validator = jsonschema_rs.Draft202012Validator(dict(schema), keywords={"maxDepth": _MaxDepth})
 
     def problems(self, document: Mapping[str, Any]) -> list[Problem]:
-        """Return the errors as clauses without a full stop: the first MAX_PROBLEMS, then "and more"."""
+        """Return at most MAX_PROBLEMS errors as clauses without a full stop, then "and more" if there are others."""
         return [] if self._validator.is_valid(document) else first_problems(map(self._problem, self._errors(document)))
 
     def _errors(self, document: Mapping[str, Any]) -> list[jsonschema_rs.ValidationError]:
@@ -191,7 +192,7 @@ def is_deeper(value: object, limit: int) -> bool:
 
 
 def type_name(value: object) -> str:
-    """Return JSON's name for the type of a parsed value."""
+    """Return JSON Schema's name for the type of a parsed value."""
     names = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer", float: "number"}
     return names.get(type(value), "null")
 

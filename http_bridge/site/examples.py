@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-# A model of the default catalog, so that the examples can be sent as they are.
+# Two models of the default catalog, so that the examples can be sent unchanged.
 MODEL = "@cf/meta/llama-2-7b-chat-int8"
 EMBEDDER = "@cf/baai/bge-small-en-v1.5"
 _QUESTION = "Where is New York?"
@@ -112,5 +112,5 @@ _EXAMPLES = {
 
 
 def example_of(path: str) -> Example | None:
-    """Return the example of the route with this path: that of the longest matching end. None: there is none."""
+    """Return the example for a route's path: the one with the longest matching end; None if there is none."""
     return next((_EXAMPLES[end] for end in sorted(_EXAMPLES, key=len, reverse=True) if path.endswith(end)), None)

@@ -37,8 +37,8 @@ class Operation:
         summary: Summary in one line.
         reply_schema: Schema of a successful JSON reply.
         error_schema: Schema of an error.
-        request_schema: Schema of the body; a route with a body runs a model. Its reply is described as JSON or as a
-            stream.
+        request_schema: Schema of the body; None: there is no body. A route with a body runs a model, and its reply is
+            described as JSON or as a stream.
         parameters: OpenAPI parameters of query and header. Path parameters are derived from `path`.
         statuses: Descriptions by status, for a route that needs no token; empty for the usual statuses.
     """
@@ -111,7 +111,7 @@ def _described(operation: Operation) -> Schema:
 
 
 def _run_reply(schema: Schema, example: Example | None) -> Schema:
-    # The content of an event depends on the profile and on the request's fields.
+    # The schema of a stream is empty: the content of an event depends on the profile and on the request's fields.
     content: Schema = {"application/json": {"schema": schema}, "text/event-stream": {"schema": {}}}
     if example is not None:
         content["application/json"]["example"] = example.reply

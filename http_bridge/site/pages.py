@@ -41,7 +41,7 @@ _HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "referrer-policy": "no-referrer",
-    # A browser asks each time whether its copy is current, so that a new release never meets the scripts of an old one.
+    # A browser asks each time whether its copy is current, so a page of a new release never runs scripts of an old one.
     "cache-control": "no-cache",
     "vary": "accept-encoding",
 }
@@ -60,13 +60,13 @@ def pages() -> Mapping[str, Endpoint]:
 def _page(name: str) -> Endpoint:
     path = _FOLDER / name
     content, media_type = path.read_bytes(), _TYPES[path.suffix]
-    # Without a time in it, equal content has equal bytes in every process behind a load balancer.
+    # With mtime=0 the result contains no time: equal content has equal bytes in every process behind a load balancer.
     compressed = gzip.compress(content, compresslevel=9, mtime=0)
     digest = hashlib.sha256(content).hexdigest()[:32]
 
     async def page(request: Request) -> Response:
         is_compressed = _accepts_gzip(request.headers.get("accept-encoding", ""))
-        # The two encodings are different bytes, so that each has its own tag.
+        # The two encodings differ in their bytes, so each has its own tag.
         tag = f'"{digest}-gzip"' if is_compressed else f'"{digest}"'
         headers = {**_HEADERS, "etag": tag}
         if _has_copy(request.headers.get("if-none-match", ""), tag):

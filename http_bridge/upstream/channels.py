@@ -22,11 +22,11 @@ SERVICE_NAME = "tailrace.v1.InferenceService"
 Group = tuple[Address, ...]
 
 _OPTIONS: tuple[tuple[str, int | str], ...] = (
-    # A connection that was lost without notice is detected within 40 s, while a call uses it.
+    # A connection that was lost without notice is detected within 40 s if a call uses it.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    # gRPC also sends pings to measure the network's bandwidth, and delays keepalive pings meanwhile. So both kinds of
-    # pings have the same timeout.
+    # gRPC also sends pings to measure the network's bandwidth, and delays keepalive pings until they are answered.
+    # Therefore both kinds of pings have the same timeout.
     ("grpc.http2.ping_timeout_ms", 10_000),
     # By default, gRPC waits up to two minutes before it connects to a restarted server.
     ("grpc.initial_reconnect_backoff_ms", 200),

@@ -146,11 +146,11 @@ class Upstream:
         return list({model.name: model for models in reversed(lists) for model in reversed(models)}.values())[::-1]
 
     def find_model(self, name: str) -> Model | None:
-        """Return the model's description from the last poll; None if no server is known to host it. Calls no server."""
+        """Return the model's last known description; None if no server is known to host it. Calls no server."""
         return self.servers.find_model(name)
 
     def find_adapter(self, name: str) -> Model | None:
-        """Return the first model with a LoRA adapter of this name in the last poll; None if there is none."""
+        """Return the first known model with a LoRA adapter of this name; None if there is none. Calls no server."""
         return self.servers.find_adapter(name)
 
     def has_current_model(self, name: str) -> bool:
@@ -220,7 +220,7 @@ def _log_refusal(error: grpc.aio.AioRpcError) -> None:
 
 
 def _may_retry(error: grpc.aio.AioRpcError) -> bool:
-    """Return True if another attempt is safe: no server was reached, or it refused before it accepted the request."""
+    """Return True if another attempt is safe: no server was reached, or the server did not accept the request."""
     return error.code() is grpc.StatusCode.UNAVAILABLE and not _is_accepted(error.initial_metadata())
 
 

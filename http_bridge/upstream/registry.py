@@ -33,7 +33,7 @@ class _Server:
     Attributes:
         models: Its models by name; None until its first answer.
         is_current: Whether the last poll was answered. A restarted server may have other models.
-        is_serving: Whether its health was SERVING.
+        is_serving: Whether its health was SERVING at the last poll.
     """
 
     models: dict[str, Model] | None = None
@@ -100,11 +100,11 @@ class Servers:
         return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
 
     def find_model(self, name: str) -> Model | None:
-        """Return the model's description from the last poll; None if no server is known to host it."""
+        """Return the model's last known description; None if no server is known to host it."""
         return next((models[name] for address in self.all if name in (models := self._models(address) or {})), None)
 
     def find_adapter(self, name: str) -> Model | None:
-        """Return the first model with a LoRA adapter of this name in the last poll; None if there is none."""
+        """Return the first known model with a LoRA adapter of this name; None if there is none."""
         models = (model for address in self.all for model in (self._models(address) or {}).values())
         return next((model for model in models if name in model.adapters), None)
 

@@ -29,10 +29,10 @@ class Address:
 
 
 class Addresses:
-    """The addresses of all targets. A name that was never resolved is passed to gRPC as it is."""
+    """The addresses of all targets. gRPC itself resolves a name that could not be looked up yet."""
 
     def __init__(self, targets: tuple[str, ...]) -> None:
-        """Resolve `targets`: host:port pairs, or one target in gRPC's notation, which gRPC itself resolves."""
+        """Set the targets: host:port pairs, or one target in gRPC's notation. `refresh` looks up names in the pairs."""
         self._found = {target: _unresolved(target) for target in targets}
         self._names = [target for target in targets if _is_name(target)]
         self._missing: set[str] = set()
@@ -56,7 +56,7 @@ class Addresses:
             self._missing.add(target)
             return
         self._missing.discard(target)
-        # A host with IPv4 and IPv6 addresses is one server, not two.
+        # Only one address family is used: a host with IPv4 and IPv6 addresses is one server, not two.
         family = min(family for family, *_ in found)
         ips = {str(sockaddr[0]) for kind, *_, sockaddr in found if kind == family}
         addresses = tuple(sorted(Address(_joined(ip, port), host) for ip in ips))

@@ -17,9 +17,9 @@ _Options = Sequence[tuple[str, int | str]]
 
 
 class Credentials:
-    """Opens channels with the certificates in the files.
+    """Opens channels with the certificates in the files, or without TLS if no CA is set.
 
-    After a change to invalid files, the last valid certificates stay active.
+    If a changed file is invalid, the last valid certificates stay active.
     """
 
     def __init__(self, settings: Settings) -> None:

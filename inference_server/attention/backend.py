@@ -1,4 +1,4 @@
-"""The interface of attention over the paged KV cache, which a CPU and a GPU implement differently."""
+"""Defines the interface of attention over the paged KV cache, which is implemented separately for CPUs and GPUs."""
 
 from collections.abc import Sequence as Items
 from typing import Protocol
@@ -43,14 +43,15 @@ class AttentionBackend(Protocol):
     def decode(
         self, query: Tensor, keys: Tensor, values: Tensor, table: Tensor, lengths: Tensor, spec: AttentionSpec
     ) -> Tensor:
-        """Attend with the newest token of each of n sequences.
+        """Attend with n tokens, each to the keys of its sequence up to its own position.
 
         Args:
             query: (n, num_heads, head_dim).
             keys: (num_blocks, block_size, num_kv_heads, head_dim), with the keys of the new tokens.
             values: (num_blocks, block_size, num_kv_heads, value_dim), with the values of the new tokens.
-            table: (n, max_blocks) int32, the block tables.
-            lengths: (n,) int32, the number of keys of each sequence. The result of a row of length 0 is finite.
+            table: (n, max_blocks) int32, the block table of each token's sequence.
+            lengths: (n,) int32, the number of keys that each token attends to. The result of a row of length 0 is
+                finite.
             spec: The attention's constants.
 
         Returns:

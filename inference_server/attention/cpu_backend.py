@@ -1,4 +1,4 @@
-"""Attention over the paged KV cache on a CPU: compiled kernels, or torch's operations where no kernel fits."""
+"""Computes attention over the paged KV cache on a CPU: with compiled kernels, or with torch where no kernel fits."""
 
 from collections.abc import Sequence as Items
 
@@ -66,7 +66,10 @@ class CpuAttention:
     def decode(
         self, query: Tensor, keys: Tensor, values: Tensor, table: Tensor, lengths: Tensor, spec: AttentionSpec
     ) -> Tensor:
-        """Attend with the newest token of each of n sequences. See AttentionBackend.decode."""
+        """Attend with n tokens, each to the keys of its sequence up to its own position.
+
+        See AttentionBackend.decode.
+        """
         return ops.paged_decode_attention(
             query,
             keys,

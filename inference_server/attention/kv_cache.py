@@ -1,8 +1,8 @@
 """Stores the keys and values of all sequences in blocks of consecutive tokens, one pair of tensors for each layer.
 
-This module works with block and row numbers. The block pool assigns blocks to sequences. Every layer has keys and
-values of shape (num_blocks, block_size, num_kv_heads, head_dim). They are allocated when the layer is first written, in
-the engine's warm-up, because the widths are not known before that: in some architectures values are narrower than
+This module works with block and row numbers. The block pool assigns blocks to sequences. Every layer has one tensor of
+keys and one of values, (num_blocks, block_size, num_kv_heads, width). They are allocated when the layer is first used,
+in the engine's warm-up, because the widths are not known before that. In some architectures, values are narrower than
 keys, or widths differ between layers. Row r of a layer is token r % block_size of block r // block_size.
 """
 
@@ -13,7 +13,7 @@ import mmap
 import torch
 from torch import Tensor
 
-# Tokens of a block, on every device. With smaller blocks, prompts share more of a common beginning. The kernels require
+# Tokens of a block, on every device. Small blocks let prompts share more of a common beginning, but the kernels require
 # a multiple of 32.
 BLOCK_SIZE = 32
 
@@ -59,9 +59,9 @@ class KVCache:
 
         Args:
             index: The layer's number.
-            key: (num_tokens, num_kv_heads, head_dim). At the first call, its width becomes that of the cached keys, and
-                its dtype too if the constructor got none.
-            value: The same for the values.
+            key: (num_tokens, num_kv_heads, head_dim). The layer's first call determines the width of its cached keys,
+                and their dtype if the constructor received none.
+            value: (num_tokens, num_kv_heads, value_dim), which determines the same for the cached values.
         """
         tensors = self._layers.get(index)
         if tensors is None:

@@ -1,10 +1,10 @@
 """Attends over the paged KV cache, as an attention function that transformers calls by the name `tailrace`.
 
 A transformers model computes queries, keys and values, applies its position embedding, and passes them to `attend`. The
-batch of the forward pass (PrefillBatch or DecodeBatch, passed through the model as the keyword argument `step_batch`)
-writes keys and values into the cache and attends. transformers passes no mask to a registered attention, so this module
-applies causality and sliding windows. Fused modules (cpu/fused_modules.py) pass the output of the projections instead;
-one kernel then rotates and writes.
+batch of the forward pass (PrefillBatch or DecodeBatch) writes keys and values into the cache and attends. The model
+passes it on as the argument `step_batch`. transformers passes no mask to a registered attention, so this module
+applies causality and sliding windows. Fused modules (cpu/fused_modules.py) call `attend_fused` with the outputs of the
+projections instead, and one kernel then rotates queries and keys, and writes keys and values.
 """
 
 import threading
@@ -28,7 +28,7 @@ NAME = "tailrace"
 
 _passes = threading.local()  # attribute `batch`: the batch of the pass that runs on this thread
 
-# Keyword arguments of transformers models that have no effect on this attention.
+# Keyword arguments of transformers models that this attention ignores. Of these, only is_causal=False is rejected.
 _IGNORED = {
     "dropout",
     "position_ids",
@@ -66,17 +66,18 @@ def attend(
         step_batch: The batch of this forward pass; None to use the batch that `passing` set, for models whose layers do
             not forward it.
         scaling: Factor that multiplies the scores; None for head_dim ** -0.5.
-        sliding_window: In tokens; None attends to all keys so far.
+        sliding_window: Number of newest keys that are attended to; None for all keys so far.
         softcap: The limit c of c * tanh(score / c); None for no limit.
         s_aux: (num_heads,), the attention sinks; None if there are none.
-        kwargs: Further arguments of the model. Those in _IGNORED, and those that are None, have no effect.
+        kwargs: Further arguments of the model. Arguments that are None or in _IGNORED have no effect, except
+            is_causal=False.
 
     Returns:
         (batch, num_tokens, num_heads, value_dim), and None in place of the attention weights.
 
     Raises:
-        UnsupportedModel: The model passes a mask or another argument that this attention does not support (position
-            biases, …).
+        UnsupportedModel: The model passes a mask, is_causal=False or another argument that this attention does not
+            support, such as position biases.
     """
     unknown = sorted(name for name, given in kwargs.items() if given is not None and name not in _IGNORED)
     if unknown or attention_mask is not None or kwargs.get("is_causal") is False:
@@ -126,10 +127,10 @@ class Projections:
 
 
 class _Batch(ABC):
-    """A forward pass's tokens and their rows of the KV cache."""
+    """The tokens of a forward pass, with their rows of the KV cache."""
 
     def __init__(self, cache: KVCache, rows: Tensor) -> None:
-        """`rows`: (num_tokens,) int32 or int64, the cache rows of the tokens."""
+        """Create the batch. `rows`: (num_tokens,) int32 or int64, the cache rows of the tokens."""
         self.windows: dict[int, int | None] = {}  # sliding window that the model passed, by layer
         self._cache = cache
         self._rows = rows.long()
@@ -179,10 +180,10 @@ class _Batch(ABC):
 
 
 class PrefillBatch(_Batch):
-    """A forward pass of chunks of several prompts, concatenated."""
+    """The batch of a forward pass over the concatenated chunks of several prompts."""
 
     def __init__(self, cache: KVCache, prompts: PromptAttention) -> None:
-        """`prompts`: the segments' attention, as AttentionBackend.prompts returns it."""
+        """Create the batch. `prompts`: the segments' attention, as AttentionBackend.prompts returns it."""
         super().__init__(cache, prompts.rows)
         self._prompts = prompts
 
@@ -191,16 +192,19 @@ class PrefillBatch(_Batch):
 
 
 class DecodeBatch(_Batch):
-    """A forward pass of one token of each sequence. Rows of length 0 are padding and write to the scratch block."""
+    """The batch of a decode pass, one token in each row.
+
+    Rows of length 0 are padding and write to the scratch block.
+    """
 
     def __init__(self, cache: KVCache, backend: AttentionBackend, table: Tensor, lengths: Tensor, rows: Tensor) -> None:
-        """Describe the new tokens.
+        """Create the batch for n tokens.
 
         Args:
             cache: The KV cache.
             backend: The device's attention.
             table: (n, max_blocks) int32, the block tables.
-            lengths: (n,) int32, the sequences' lengths with the new token.
+            lengths: (n,) int32, each sequence's length including the new token.
             rows: (n,) int32 or int64, the cache rows of the new tokens.
         """
         super().__init__(cache, rows)

@@ -1,9 +1,9 @@
-"""Scales rotary positions: replaces the configuration's scaling, and fixes one set of frequencies for all lengths.
+"""Scales rotary positions (RoPE): replaces the model's scaling, and fixes one set of frequencies for all lengths.
 
 For two kinds of scaling (longrope, dynamic), transformers recomputes the frequencies from the longest sequence of a
-call. In a batch, one sequence would then change the results of others. Keys in the KV cache would be rotated by
-different frequencies than later queries. So this server chooses one set of frequencies when it loads the model: the set
-for the longest sequence that it serves.
+call. In a batch, one sequence would then change the results of others. Later queries would be rotated with other
+frequencies than the keys in the KV cache. So this server chooses one set of frequencies when it loads the model: the
+set for the longest sequence that it serves.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ class RopeChoice:
         """Write the catalog's scaling into a transformers configuration, and extend its window.
 
         Raises:
-            ValueError: The model has no rotary positions, or several kinds of them.
+            ValueError: The model has no rotary positions, or its layers have different ones.
         """
         if not self.parameters:
             return
@@ -63,7 +63,9 @@ class RopeChoice:
         text.max_position_embeddings = original if chosen["rope_type"] == "dynamic" else longest
 
     def fix(self, model: Any) -> None:
-        """Set the catalog's scaling in a loaded transformers model, with one set of frequencies for all lengths.
+        """Set the scaling in a loaded transformers model, with one set of frequencies for all lengths.
+
+        Without a scaling from the catalog, changes only models whose frequencies depend on the length.
 
         Raises:
             ValueError: As for `apply`, or a list of scaling factors does not match the number of frequencies.
@@ -100,7 +102,7 @@ class RopeChoice:
         setattr(module, f"{prefix}attention_scaling", scaling)
 
     def variant(self, config: Mapping[str, Any]) -> str:
-        """Return an identifier of the frequencies, as a part of a packed model's name; "" for the configuration's own.
+        """Return an identifier of the frequencies for a packed model's name; "" for those of the model's configuration.
 
         Args:
             config: The content of config.json.

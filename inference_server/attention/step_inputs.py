@@ -1,4 +1,4 @@
-"""The tokens of a forward pass, and the block tables and cache rows that follow from them."""
+"""Represents the tokens of a forward pass, and computes their block tables and cache rows."""
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from inference_server.attention.kv_cache import KVCache
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Consecutive prompt tokens of a sequence: `length` tokens from position `start`, cached in blocks `block_ids`.
+    """Consecutive prompt tokens of a sequence: `length` tokens from position `start` on, cached in blocks `block_ids`.
 
     `adapter`: the number of the sequence's LoRA adapter, from 1; 0 for none.
     """
@@ -30,14 +30,12 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class DecodeTokens:
-    """The newest token of each of several sequences, to be decoded."""
+    """Tokens to decode: the newest token of each of several sequences, possibly followed by draft tokens."""
 
     token_ids: list[int]
     positions: list[int]
     block_ids: Items[Items[int]]
-    adapters: Items[
-        int
-    ] = ()  # the LoRA adapter of each sequence, from 1, 0 for none; empty if the model has no adapters
+    adapters: Items[int] = ()  # the LoRA adapter of each token, from 1, 0 for none; empty if the model has no adapters
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +61,8 @@ def decode_inputs(
 
     Args:
         block_size: Tokens of a block.
-        block_ids: The blocks of each sequence.
-        positions: The position of each new token.
+        block_ids: The blocks of each token's sequence.
+        positions: The position of each token.
         num_rows: The number of rows after padding.
         num_blocks: The minimum width of the block tables.
     """

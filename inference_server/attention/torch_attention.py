@@ -1,7 +1,7 @@
 """Computes attention with torch's own operations, on any device.
 
-Shapes: query (num_tokens, num_heads, head_dim), key (num_keys, num_kv_heads, head_dim) and value (num_keys, num_kv_heads,
-value_dim).
+Unless a function states other shapes, they are query (num_tokens, num_heads, head_dim), key (num_keys, num_kv_heads,
+head_dim) and value (num_keys, num_kv_heads, value_dim).
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ class AttentionSpec:
     """The constants of one layer's attention."""
 
     scaling: float  # factor that multiplies the scores
-    sliding_window: int | None = None  # in tokens; None attends to all keys so far
+    sliding_window: int | None = None  # number of newest keys that are attended to; None for all keys so far
     softcap: float | None = None  # c of c * tanh(score / c); None for no limit
     # (num_heads,) float32, one score for each head that is part of the softmax but has no value; None for no sinks
     sinks: Tensor | None = field(default=None, compare=False)
@@ -46,7 +46,7 @@ def causal_mask(num_tokens: int, num_keys: int, spec: AttentionSpec, like: Tenso
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec, mask: Tensor | None) -> Tensor:
-    """Attend with queries of the newest tokens. `mask` is the result of causal_mask.
+    """Attend with the queries of a sequence's newest tokens. `mask`: the result of `causal_mask`.
 
     Returns (num_tokens, num_heads, value_dim).
     """

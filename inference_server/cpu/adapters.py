@@ -1,6 +1,6 @@
-"""LoRA adapters in the layout of the CPU kernel `lora`, and its calls in a kernel program.
+"""LoRA adapters in the layout of the CPU kernel `lora`, and the kernel's calls in a kernel program.
 
-The base model's weights do not change. A row with the adapter k uses the matrices of entry k - 1 of a table.
+The base model's weights do not change. Adapters are numbered from 1: a row with adapter k uses entry k - 1 of a table.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,13 +32,13 @@ _MODULES = {
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The adapters of one packed linear layer. Its parts are the layers of the checkpoint that were stacked into it.
+    """The adapters of one packed linear layer. The layer's parts are the checkpoint's layers that it stacks.
 
     Attributes:
         table: (adapters, parts, 4) int64, see kernels/linear/lora.py.
         parts: First panel and number of panels of each part, (parts, 2) int64.
         matrices: The owners of the memory that `table` points to.
-        max_rank: The largest rank.
+        max_rank: The largest rank, padded to a multiple of LORA_RANKS.
     """
 
     table: Tensor
@@ -52,7 +52,8 @@ class CpuAdapters:
 
     Attributes:
         scratch_width: Number of float32 values of scratch memory that a row needs.
-        gated_width: Outputs of gate and up together, if an adapter adapts one of them; otherwise 0.
+        gated_width: Largest number of outputs of gate and up together, of the layers where an adapter adapts gate or
+            up; 0 if there are none.
     """
 
     def __init__(self, decoder: DecoderWeights, adapters: Items[Adapter]) -> None:
@@ -63,7 +64,7 @@ class CpuAdapters:
         """
         shapes = _shapes(decoder)
         fitting = [fitted(adapter, shapes) for adapter in adapters]
-        # Each stream may read different matrices in every step. Large pages make these reads faster.
+        # In every step, each sequence may read the matrices of another adapter. Large pages make these reads faster.
         arena = Arena(sum(_num_bytes(pair) for pairs in fitting for pair in pairs.values()))
         if odd := next((name for name, (outputs, _) in shapes.items() if outputs % _PANEL), None):
             raise UnsupportedModel(f"adapters need layers with a multiple of {_PANEL} outputs, unlike {odd}")
@@ -101,8 +102,8 @@ class CpuAdapters:
         Args:
             layer: Index of the layer of the decoder.
             place: The linear layer: qkv, output, gate_up or down.
-            x: Its activations, (rows, inputs).
-            out: Its result, (rows, outputs).
+            x: The linear layer's input, (rows, inputs).
+            out: The linear layer's result, (rows, outputs), to which the adapters are added.
             rows: The adapter of each row, from 1; 0 for none. (rows,) int32.
             scratch: (rows, scratch_width) float32.
             gated: Receives silu(gate) * up, (rows, outputs / 2). Only for gate_up.
@@ -179,13 +180,13 @@ def _padded(matrix: Tensor) -> Tensor:
 
 
 def _down_panels(down: Tensor) -> Tensor:
-    """Return (rank, inputs) in the order (group of 4 ranks, group of 16 inputs, rank, input)."""
+    """Return the matrix (rank, inputs) in the order (group of 4 ranks, group of 16 inputs, rank, input)."""
     padded = _padded(down)
     return padded.view(-1, LORA_RANKS, padded.shape[1] // _PANEL, _PANEL).transpose(1, 2)
 
 
 def _up_panels(up: Tensor) -> Tensor:
-    """Return (outputs, rank) in the order (panel, rank, output)."""
+    """Return the matrix (outputs, rank) in the order (panel, rank, output)."""
     padded = _padded(up.T)
     return padded.view(padded.shape[0], -1, _PANEL).transpose(0, 1)
 

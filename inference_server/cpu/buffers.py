@@ -19,7 +19,7 @@ class Buffers:
     delta: Tensor  # the output of attention or MLP, to be added to hidden
     cos: Tensor
     sin: Tensor
-    ones: Tensor  # the cosines of layers that do not rotate
+    ones: Tensor  # the cosines of layers without rotary embedding
     zeros: Tensor  # their sines
     qkv: Tensor
     query: Tensor
@@ -44,8 +44,8 @@ def allocate(
     Args:
         decoder: The weights, which determine the widths.
         adapters: The LoRA adapters, if the model has any.
-        num_rows: Largest number of tokens of a pass.
-        num_seqs: Largest number of decoded sequences of a pass.
+        num_rows: Largest number of tokens of a forward pass.
+        num_seqs: Largest number of decoded sequences of a forward pass.
         num_blocks: Number of blocks of the longest sequence.
     """
     layer, hidden_size = decoder.layers[0], decoder.embedding.shape[1]

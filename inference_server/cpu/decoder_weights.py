@@ -32,7 +32,7 @@ _LAYERS = {f"{family}DecoderLayer" for family in _FAMILIES}
 _EXPERT_BLOCKS = {"MixtralSparseMoeBlock", "Qwen3MoeSparseMoeBlock"}
 
 
-_MAX_LANES = 16  # kernels of norms compute whole vectors of this width
+_MAX_LANES = 16  # kernels of norms compute whole vectors, of at most this many numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +78,13 @@ class ExpertWeights:
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """The weights of one layer. All norms have the shape (hidden_size,). It has an MLP or experts."""
+    """The weights of one layer, which has an MLP or experts."""
 
-    input_norm: Tensor
+    input_norm: Tensor  # (hidden_size,)
     qkv: KernelLinear
     attention: AttentionSpec
     output: KernelLinear
-    post_norm: Tensor
+    post_norm: Tensor  # (hidden_size,)
     gate_up: KernelLinear | None  # a gated layer
     down: KernelLinear | None
     head_norms: HeadNorms | None = None  # norms of query and key heads before the rotation
@@ -104,7 +104,7 @@ class DecoderWeights:
     """A decoder's weights.
 
     Embedding, norms and activations have one dtype, float32 or bfloat16. The head's output is float32. The last
-    norm's weights include the model's divisor of the logits.
+    norm's weights have been divided by the model's divisor of the logits.
     """
 
     embedding: Embedding
@@ -237,7 +237,11 @@ def _layer(layer: Any) -> LayerWeights:
 
 
 def _experts(block: Any) -> ExpertWeights | None:
-    """Return the weights of a mixture of experts, or None for another module. Raises ValueError if it has no kernel."""
+    """Return the weights of a mixture of experts, or None for another module.
+
+    Raises:
+        ValueError: No kernel computes the mixture of experts.
+    """
     if type(block).__name__ not in _EXPERT_BLOCKS:
         return None
     router, experts = block.gate, block.experts
@@ -270,7 +274,11 @@ def _because(linear: nn.Module) -> str:
 
 
 def _rotary(module: Any) -> Rotary:
-    """Return the rotary embedding, in which RopeChoice.fix has set the same frequencies for all lengths."""
+    """Return the rotary embedding. Its frequencies must not depend on the length, as RopeChoice.fix ensures.
+
+    Raises:
+        ValueError: The frequencies depend on the sequence's length.
+    """
     if (kind := getattr(module, "rope_type", "default")) in ("longrope", "dynamic"):
         raise ValueError(f"its rotary positions ({kind}) depend on the sequence's length")
     return Rotary(module.inv_freq.detach().float(), float(module.attention_scaling))

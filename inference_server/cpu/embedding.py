@@ -1,4 +1,4 @@
-"""The embedding of tokens in the number format of a file. A pass decodes the rows of its tokens only."""
+"""The token embedding in the number format of a file. A forward pass decodes only the rows of its tokens."""
 
 from collections.abc import Sequence as Items
 
@@ -11,7 +11,7 @@ from inference_server.linears.plain import GROUP
 
 
 class StoredEmbedding(nn.Module):
-    """An embedding whose rows stay in a file's number format, which takes a quarter of the memory of float32.
+    """An embedding whose rows stay in a file's number format, which takes much less memory than float32.
 
     Attributes:
         rows: The file's bytes, (vocab_size, row_bytes) uint8.
@@ -20,7 +20,7 @@ class StoredEmbedding(nn.Module):
     """
 
     def __init__(self, rows: Tensor, function: Kernel, hidden_size: int, dtype: torch.dtype) -> None:
-        """`function`: the result of `rows_kernel` for the rows' format and `dtype`."""
+        """Keep the file's bytes. `function`: the result of `rows_kernel` for their format and `dtype`."""
         super().__init__()
         self.rows, self.dtype, self.shape = rows, dtype, torch.Size((len(rows), hidden_size))
         self._function = function
@@ -32,7 +32,7 @@ class StoredEmbedding(nn.Module):
 
     @property
     def nbytes(self) -> int:
-        """Return the memory of the rows, in bytes, by the name that a tensor has for it."""
+        """Return the memory of the rows, in bytes, under the name that tensors use."""
         return self.rows.nbytes
 
     def numel(self) -> int:

@@ -1,8 +1,8 @@
 """The experts of mixture-of-experts models on a CPU: packed like linear layers, and computed expert by expert.
 
-Every expert consists of two packed layers: gate and up in one, and down in the other. A pass sorts its tokens by
-expert, so that the weights of each expert in use are read once. The results of a token's experts are added in the order
-in which the router chose them, so the sum does not depend on the other tokens.
+Every expert consists of two packed layers: gate and up in one, and down in the other. A forward pass sorts its tokens
+by expert, so that the weights of each expert in use are read once. The results of a token's experts are added in the
+order in which the router chose them, so the sum does not depend on the other tokens.
 """
 
 from collections.abc import Callable
@@ -23,8 +23,8 @@ class PackedExperts(nn.Module):
     """The experts of one layer, packed for this CPU.
 
     Attributes:
-        gate_up: Gate and up of each expert as one layer. Experts without a gate: the layer before the activation.
-        down: The layer down of each expert.
+        gate_up: For each expert, gate and up as one layer. For experts without a gate, the layer before the activation.
+        down: For each expert, the layer after the activation.
         has_silu_gate: True if the experts compute silu(gate) * up.
     """
 
@@ -36,7 +36,7 @@ class PackedExperts(nn.Module):
         Args:
             gate_up: See the attribute.
             down: See the attribute.
-            stack: transformers' module with the gate and the activation; None for silu(gate) * up.
+            stack: transformers' module that computes the gate and the activation; None for silu(gate) * up.
             batch_invariant: A row's result must be bit-identical for any number of rows.
         """
         super().__init__()
@@ -106,7 +106,7 @@ def pack_experts(stack: Any, packed: Pack, dtype: torch.dtype, *, batch_invarian
     Args:
         stack: A module that linears.experts.is_stack accepts.
         packed: `pack` with its options bound.
-        dtype: The dtype of the activations. The stack may have a narrower one.
+        dtype: The dtype of the activations. The stack's weights may have a narrower one.
         batch_invariant: A row's result must be bit-identical for any number of rows.
     """
     gate_up, downs = [], []

@@ -1,4 +1,4 @@
-"""Runs forward passes on a CPU as one kernel program: all kernels of the model in a list that is built once.
+"""Runs forward passes on a CPU as kernel programs: lists of all the model's kernels, which are built once and reused.
 
 With a small model, calling the kernels one by one from Python would take longer than the kernels themselves.
 """
@@ -223,7 +223,7 @@ class CpuForward:
     def _prefill_attention(self, spec: AttentionSpec, keys: Tensor, values: Tensor, b: Buffers) -> KernelCall:
         assert self._prefill_kernel is not None
         block = arguments.prefill_attention(b.query, keys, values, b.segments, b.attended, spec.scaling)
-        # The number of rows is in the table of segments, not in the block.
+        # The call has no `rows_at`: the table of segments, not the block, contains the numbers of rows.
         return KernelCall(self._prefill_kernel, block)
 
     def _keys_and_values(self, layer: int) -> tuple[Tensor, Tensor]:

@@ -141,7 +141,7 @@ class FusedRMSNorm(nn.Module):
         self.eps: float = norm.variance_epsilon
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Return the norm of each row, in the shape of `hidden_states` (…, hidden_size)."""
+        """Return the normalised rows, in the shape of `hidden_states` (…, hidden_size)."""
         shape = hidden_states.shape
         return ops.rms_norm(hidden_states.flatten(0, -2), self.weight, self.eps).view(shape)
 

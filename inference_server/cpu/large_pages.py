@@ -1,8 +1,8 @@
 """Memory for weights in pages of 2 MiB, where the system has them.
 
-A one-row product reads every weight once. With pages of 4 KiB, the processor translates an address every 4 KiB, and
-reads fewer bytes per second. Linux uses large pages for memory that is aligned to them, on many systems only on
-request.
+A matrix product with one row of activations reads every weight once. With pages of 4 KiB, the processor translates an
+address every 4 KiB, and reads fewer bytes per second. Linux uses large pages for memory that is aligned to them, but on
+many systems only on request.
 """
 
 import contextlib
@@ -75,5 +75,5 @@ def return_free_memory() -> None:
 def _request_large_pages(memory: mmap.mmap) -> None:
     """Request large pages. A system without them keeps its usual pages."""
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # the kernel was built without them
+        with contextlib.suppress(OSError):  # Linux was built without large pages
             memory.madvise(mmap.MADV_HUGEPAGE)

@@ -1,4 +1,4 @@
-"""Describes how a model runs on a CPU: the instruction set, and the passes that are kernel programs.
+"""Describes how a model runs on a CPU: the instruction set, and the forward passes that run as kernel programs.
 
 `tailrace doctor` predicts the path from the configuration with `predicted_path`. The server reports the path in use. Both
 are a CpuPath, and tests/inference_server/cpu/test_paths.py compares them.
@@ -37,8 +37,8 @@ class CpuPath:
 
     Attributes:
         instruction_set: The name of the kernels' instruction set; None if torch's operations replace the kernels.
-        program: The passes that are one kernel program: of all tokens, of decoded tokens only, or of none. The other
-            passes run transformers' modules one by one.
+        program: The forward passes that run as kernel programs: those of all tokens, of decoded tokens only, or none.
+            The other passes run transformers' modules one by one.
         reason: The reason why `program` is not "all", as a clause; "" otherwise.
     """
 

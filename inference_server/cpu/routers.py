@@ -35,11 +35,11 @@ def is_router(module: nn.Module) -> bool:
 
 
 def pack_router(router: Any, backends: Items[LinearBackend]) -> "PackedRouter | None":
-    """Return a router with the same weights for this CPU, or None if no kernel multiplies them.
+    """Return the router with its weights packed for this CPU, or None if no kernel multiplies them.
 
     Args:
         router: A module that `is_router` accepts.
-        backends: The candidates for its product.
+        backends: The candidates for the product of its weights.
     """
     weight, bias = router.weight.detach(), getattr(router, "bias", None)
     bias = None if bias is None else bias.detach()
@@ -89,18 +89,18 @@ class PackedRouter(nn.Module):
     """Chooses the experts of each token.
 
     Attributes:
-        product: The packed product.
+        product: The packed linear layer that computes the scores.
         choice: The way in which the router chooses experts.
     """
 
     def __init__(self, product: nn.Module, choice: RouterChoice) -> None:
-        """Store the packed product and the way in which experts are chosen."""
+        """Store the packed linear layer and the way in which experts are chosen."""
         super().__init__()
         self.product = product
         self.choice = choice
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits (num_tokens, num_experts), and weights and numbers of the chosen experts, (num_tokens, k).
+        """Return logits (num_tokens, num_experts), and weights and indices of the chosen experts, (num_tokens, k).
 
         The argument is (…, hidden_size); its leading dimensions are the tokens.
         """

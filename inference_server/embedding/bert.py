@@ -1,7 +1,8 @@
 """Computes encoders of BERT's family without transformers' model classes, whose import takes seconds.
 
-Covers BERT, RoBERTa and XLM-R with learned positions and the exact GELU. One matrix product computes queries, keys and
-values. On a CPU, the server's own kernels compute the linear layers in every precision that they support.
+Covers BERT, RoBERTa, XLM-R and CamemBERT with learned positions and the exact GELU. One matrix product computes
+queries, keys and values. On a CPU, the server's own kernels compute the linear layers in every precision that they
+support.
 """
 
 from collections.abc import Mapping
@@ -25,7 +26,12 @@ _FILE = "model.safetensors"
 
 
 def supports(config: Any, folder: Path) -> bool:
-    """Check whether this module can compute a model. `config`: its transformers configuration; `folder`: its folder."""
+    """Return True if this module can compute a model.
+
+    Args:
+        config: The model's transformers configuration.
+        folder: The model's folder.
+    """
     is_plain = (
         config.model_type in _TYPES
         and config.hidden_act == "gelu"
@@ -102,7 +108,7 @@ class BertModel:
         self.num_bytes = weights.num_bytes
 
     def hidden(self, texts: Items[Items[int]], row: Packing) -> Tensor:
-        """Return the vectors of all tokens, (num_tokens, dimensions). See TokenModel."""
+        """Return the vectors of all tokens, of shape (num_tokens, dimensions). See TokenModel."""
         device = self._words.device
         ids = torch.tensor([token for text in texts for token in text], device=device)
         places = row.positions(self._first_position).to(device)

@@ -24,11 +24,11 @@ class PackedText:
     """A tokenised text, with the rules for its vector.
 
     Attributes:
-        token_ids: Its token ids, including control tokens; at least one.
-        pooling: Its pooling.
-        normalizes: True if its vector is scaled to length 1.
-        dimensions: Number of components to keep, from the first one. A shortened vector is always scaled to length 1. None:
-            all components.
+        token_ids: Token ids of the text, including control tokens; at least one.
+        pooling: Method that combines the tokens' vectors into one.
+        normalizes: True if the vector is scaled to length 1.
+        dimensions: Number of components to keep, from the first one; None: all components. A shortened vector is always
+            scaled to length 1.
     """
 
     token_ids: Items[int]
@@ -53,11 +53,11 @@ class TokenModel(Protocol):
         """Memory of the weights, in bytes."""
 
     def hidden(self, texts: Items[Items[int]], row: Packing) -> Tensor:
-        """Return the vectors of all tokens, (num_tokens, dimensions).
+        """Return the vectors of all tokens, of shape (num_tokens, dimensions).
 
         Args:
             texts: Token ids of each text, in ascending order of their lengths.
-            row: The packing of these lengths.
+            row: The packing of texts with these lengths.
         """
 
     def probe(self) -> None:
@@ -84,7 +84,7 @@ class Encoder:
 
         `on_layer` is called after the attention of each layer of the model.
         """
-        # Sorting puts texts of equal length side by side, so that they attend in one call.
+        # Sorting puts texts of equal length side by side, so that one call computes their attention.
         order = sorted(range(len(texts)), key=lambda place: len(texts[place].token_ids))
         ordered = [texts[place] for place in order]
         row = Packing.of([len(text.token_ids) for text in ordered], on_layer)

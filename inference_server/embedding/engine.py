@@ -35,9 +35,11 @@ class EmbeddingEngine:
     Has the properties of engine.base.BaseEngine that the server, the metrics and the watchdog read.
 
     Attributes:
+        encoder: Computes the vectors.
         admission: Counts of the requests in flight.
-        step_tokens: Distribution of the tokens of each batch.
+        step_tokens: Distribution of the number of tokens in a batch.
         is_stalled: True if the engine has stopped making progress; set by the watchdog.
+        num_slots: Number of requests in flight at which `utilization` is 1.
         num_blocks_in_use: 0: there is no KV cache.
         num_blocks: 1, so that the used share of the KV cache is 0.
         totals: Zeros: there is no prefix cache.
@@ -59,7 +61,7 @@ class EmbeddingEngine:
         """Start the engine's thread.
 
         Args:
-            encoder: Computes the vectors; used by the engine's thread only.
+            encoder: Computes the vectors, on the engine's thread only.
             limits: Limits for requests in flight.
             batch_tokens: Largest number of tokens in a batch. A longer text is a batch by itself.
             on_broken: Called on the event loop after the model has failed permanently, or the engine was abandoned.
@@ -113,7 +115,7 @@ class EmbeddingEngine:
 
     @property
     def seconds_without_progress(self) -> float:
-        """Seconds since the last layer of a batch; 0 without requests in flight."""
+        """Seconds since a layer of a batch was last completed; 0 without requests in flight."""
         return time.monotonic() - self._last_progress if self._jobs else 0.0
 
     def check_capacity(self, account: str, *, num_tokens: int = 0, deadline_seconds: float | None = None) -> None:

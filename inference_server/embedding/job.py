@@ -15,7 +15,7 @@ from inference_server.errors import TailraceError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingRequest:
-    """A request for vectors: tokenised and checked. `deadline_seconds`: time until the client's deadline; None: none."""
+    """A request for vectors: tokenised and checked. `deadline_seconds`: time until the client's deadline, if any."""
 
     texts: list[PackedText]
     account: str = ""
@@ -37,7 +37,13 @@ class EmbeddingJob:
     def __init__(
         self, request: EmbeddingRequest, ticket: AdmissionTicket, cancel: Callable[["EmbeddingJob"], None]
     ) -> None:
-        """`cancel` is called at the end of the `async with` block, and must have no effect on a complete job."""
+        """Create a job of an accepted request.
+
+        Args:
+            request: The request.
+            ticket: The request's admission ticket.
+            cancel: Called at the end of the `async with` block. Must have no effect on a complete job.
+        """
         self.request = request
         self.ticket = ticket
         self.started: float | None = None
@@ -58,7 +64,7 @@ class EmbeddingJob:
         return await self._done
 
     def add(self, place: int, vector: NDArray[np.float32]) -> bool:
-        """Add the vector of the text at `place`, and return True if all are complete."""
+        """Add the vector of the text at `place`, and return True if the vectors of all texts are complete."""
         self._found[place] = vector
         if len(self._found) < len(self.request.texts):
             return False

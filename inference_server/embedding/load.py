@@ -45,7 +45,7 @@ def load_encoder(weights: Weights, precision: Precision, device: torch.device, c
         precision: The precision in use on the device (see precision.resolve_precision): float32, float16, bfloat16 or,
             on a CPU, int4.
         device: Device for all tensors.
-        cache_dir: Folder for downloaded packages.
+        cache_dir: The server's cache folder.
 
     Raises:
         ConfigurationError: The weights are missing or damaged, or the model is not supported; the message contains the

@@ -26,9 +26,9 @@ class VectorRules:
         pooling: The model's own pooling.
         normalizes: True if vectors are scaled to length 1.
         max_tokens: Longest text in tokens, including control tokens; None: not limited by these files.
-        prefix: Text that is put in front of every text.
+        prefix: Text that is prepended to every text.
         lowercases: True if texts are converted to lower case.
-        is_declared: True if the folder has sentence-transformers' files.
+        is_declared: True if the rules come from sentence-transformers' files, False if they are the defaults.
     """
 
     pooling: Pooling = "mean"

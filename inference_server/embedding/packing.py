@@ -1,7 +1,7 @@
 """Computes attention over several texts in one row of tokens. It is registered with transformers as `packed`.
 
-The texts of a batch are concatenated without padding, ordered by length. Texts of equal length attend in one call, and
-no token attends to another text. Does not depend on a tokenizer.
+The texts of a batch are concatenated without padding, ordered by length. One call computes the attention of all texts
+of equal length, and no token attends to another text. Does not depend on a tokenizer.
 """
 
 from collections.abc import Callable
@@ -40,8 +40,8 @@ class Packing:
     """The texts of one row of tokens.
 
     Attributes:
-        lengths: Tokens of each text, in ascending order.
-        runs: The same texts, those of equal length together.
+        lengths: Number of tokens of each text, in ascending order.
+        runs: The same texts, grouped by length.
         on_layer: Called after the attention of each layer.
     """
 
@@ -60,7 +60,7 @@ class Packing:
         return cls(tuple(lengths), tuple(runs), on_layer)
 
     def positions(self, first: int) -> Tensor:
-        """Return the positions of all tokens, (num_tokens,) int64. Each text begins at position `first`."""
+        """Return the positions of all tokens: int64, of shape (num_tokens,). Each text begins at position `first`."""
         return torch.cat([torch.arange(first, first + run.length).repeat(run.count) for run in self.runs])
 
 
@@ -79,16 +79,16 @@ def attend(
 
     Args:
         module: The attention module. Its `is_causal` is False if a token attends to later tokens too.
-        query: (1, num_heads, num_tokens, head_dim), after position embedding.
-        key: (1, num_kv_heads, num_tokens, head_dim), after position embedding.
-        value: (1, num_kv_heads, num_tokens, value_dim).
+        query: Queries after position embedding, of shape (1, num_heads, num_tokens, head_dim).
+        key: Keys after position embedding, of shape (1, num_kv_heads, num_tokens, head_dim).
+        value: Values, of shape (1, num_kv_heads, num_tokens, value_dim).
         attention_mask: Must be None: masks are not supported.
         packing: The texts of the row.
         scaling: Factor that multiplies the scores; None for head_dim ** -0.5.
-        kwargs: Further arguments of the model. `is_causal` replaces the module's own. Others in _IGNORED have no effect.
+        kwargs: Further arguments of the model. `is_causal` replaces the module's own. Others in _IGNORED are ignored.
 
     Returns:
-        The output, (1, num_tokens, num_heads, value_dim), and None in place of the attention weights.
+        The output, of shape (1, num_tokens, num_heads, value_dim), and None in place of the attention weights.
 
     Raises:
         UnsupportedModel: The model passes an argument that this attention would have to ignore (sliding windows,
@@ -108,15 +108,15 @@ def attend_rows(
     """Attend within each text.
 
     Args:
-        query: (num_heads, num_tokens, head_dim), after position embedding.
-        key: (num_kv_heads, num_tokens, head_dim), after position embedding.
-        value: (num_kv_heads, num_tokens, value_dim).
+        query: Queries after position embedding, of shape (num_heads, num_tokens, head_dim).
+        key: Keys after position embedding, of shape (num_kv_heads, num_tokens, head_dim).
+        value: Values, of shape (num_kv_heads, num_tokens, value_dim).
         packing: The texts of the row.
         is_causal: False if a token attends to later tokens too.
         scaling: Factor that multiplies the scores; None for head_dim ** -0.5.
 
     Returns:
-        The output, (num_tokens, num_heads, value_dim).
+        The output, of shape (num_tokens, num_heads, value_dim).
     """
     is_grouped = query.shape[0] != key.shape[0]
     outputs = []
@@ -131,7 +131,10 @@ def attend_rows(
 
 
 def _texts(tensor: Tensor, run: Run) -> Tensor:
-    """Return the texts of a run, (count, heads, length, head_dim), as a view of (heads, num_tokens, head_dim)."""
+    """Return a view of a run's texts, of shape (count, heads, length, head_dim).
+
+    `tensor` has the shape (heads, num_tokens, head_dim).
+    """
     end = run.start + run.count * run.length
     part = tensor[:, run.start : end]
     return part.view(part.shape[0], run.count, run.length, part.shape[2]).transpose(0, 1)

@@ -9,11 +9,11 @@ from inference_server.embedding.pooling_names import Pooling
 
 
 def pooled(hidden: Tensor, lengths: Items[int], poolings: Items[Pooling]) -> Tensor:
-    """Return one vector for each text, (num_texts, width) float32.
+    """Return one vector for each text: a float32 tensor of shape (num_texts, width).
 
     Args:
-        hidden: (num_tokens, width), the vectors of the tokens of all texts, one text after the other.
-        lengths: Tokens of each text.
+        hidden: Vectors of the tokens of all texts, one text after the other, of shape (num_tokens, width).
+        lengths: Number of tokens of each text.
         poolings: Pooling of each text.
     """
     ends = torch.tensor(lengths, device=hidden.device).cumsum(0)

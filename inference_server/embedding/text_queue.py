@@ -1,7 +1,7 @@
 """Orders the texts that wait for a batch: round-robin across accounts, first come, first served within an account.
 
-Each batch takes one text from each account in turn. So a request with one text does not wait for the two thousand texts of
-another account. Does not depend on tensors.
+Each batch takes one text from each account in turn. So a request with one text does not wait for the two thousand texts
+of another account. Does not depend on tensors.
 """
 
 from collections import OrderedDict, deque
@@ -27,14 +27,14 @@ class TextQueue(Generic[JobT]):
 
     def __init__(self) -> None:
         """Create an empty queue."""
-        # Accounts in round-robin order; no queue is empty.
+        # A queue of jobs for each account, in round-robin order. Empty queues are removed.
         self._by_account: OrderedDict[str, deque[_Waiting[JobT]]] = OrderedDict()
 
     def __bool__(self) -> bool:
         return bool(self._by_account)
 
     def add(self, job: JobT, account: str, lengths: list[int]) -> None:
-        """Append all texts of a job. `lengths`: tokens of each text; not empty."""
+        """Append all texts of a job. `lengths`: number of tokens of each text; at least one text."""
         self._by_account.setdefault(account, deque()).append(_Waiting(job, lengths))
 
     def remove(self, job: JobT) -> None:

@@ -13,7 +13,7 @@ from inference_server.text.tokenizer_copy import copy_tokenizer
 
 @dataclass(frozen=True, slots=True)
 class EncodedText:
-    """The token ids of a text with control tokens, cut at the model's limit. `num_tokens`: their number before the cut."""
+    """The token ids of a text with control tokens, after truncation. `num_tokens`: their number before truncation."""
 
     token_ids: list[int]
     num_tokens: int
@@ -27,7 +27,7 @@ class TextEncoder:
 
         Args:
             tokenizer: The transformers tokenizer.
-            rules: Changes to texts before they are tokenised.
+            rules: The model's rules; those for the prefix and for lower case are applied.
 
         Raises:
             UnsupportedModel: The model has no fast tokenizer.

@@ -18,7 +18,7 @@ from inference_server.weights.loading_lock import LOADING
 from tailrace_shared import garbage
 from tailrace_shared.config_errors import ConfigurationError
 
-# Weights of heads that no vector depends on. Checkpoints often lack them.
+# Prefixes of the names of head weights. Vectors do not depend on them, and checkpoints often lack them.
 _UNUSED = ("pooler.", "lm_head.", "cls.")
 
 
@@ -88,7 +88,7 @@ class TransformersModel:
             )
 
     def hidden(self, texts: Items[Items[int]], row: Packing) -> Tensor:
-        """Return the vectors of all tokens, (num_tokens, dimensions). See TokenModel."""
+        """Return the vectors of all tokens, of shape (num_tokens, dimensions). See TokenModel."""
         ids = torch.tensor([token for text in texts for token in text], device=self._device)
         positions = row.positions(self._first_position).to(self._device)
         output = self._model(

@@ -15,20 +15,20 @@ from inference_server.errors import CapacityExceeded
 _MIN_RETRY, _MAX_RETRY = 1.0, 60.0
 # Weight of the newest interval between two completions in the moving average.
 _WEIGHT = 0.2
-# Number of completions before an estimated wait can reject a request.
+# Number of measured intervals between completions before an estimated wait can reject a request.
 _MIN_ENDS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CapacityLimits:
-    """Limits for the requests in flight.
+    """Limits for the requests in flight. Interactive and batch requests wait in separate queues.
 
     Attributes:
-        slots: Sequences that run together.
-        waiting_seqs: Requests that may wait for a slot.
-        waiting_tokens: Prompt tokens that may wait for a slot, of all requests together.
-        account_slots: Sequences of one account that run together, of each priority; None: all slots.
-        batch_slots: Sequences of batch requests that run together; None: all slots.
+        slots: Sequences that may run at the same time.
+        waiting_seqs: Requests of one priority that may wait for a slot; twice as many for an account without requests.
+        waiting_tokens: Total prompt tokens of one priority that may wait; a single prompt may exceed this limit.
+        account_slots: Sequences of one account and one priority that may run at the same time; None: all slots.
+        batch_slots: Sequences of batch requests that may run at the same time; None: all slots.
     """
 
     slots: int
@@ -40,13 +40,13 @@ class CapacityLimits:
 
 @dataclass(eq=False, slots=True)
 class AdmissionTicket:
-    """An accepted request. It waits until it gets a slot.
+    """An accepted request, as counted by its Admission.
 
     Attributes:
-        admission: The Admission that counts it.
-        account: Its account.
-        num_tokens: Length of its prompt.
-        is_waiting: True until it gets a slot.
+        admission: The Admission that counts the request.
+        account: Account of the client.
+        num_tokens: Length of the prompt in tokens.
+        is_waiting: True until the request gets a slot.
     """
 
     admission: "Admission"
@@ -56,7 +56,7 @@ class AdmissionTicket:
 
 
 class Admission:
-    """Counter of the requests in flight of one priority, which decides whether a new one is accepted.
+    """Admission control for one priority: counts its requests in flight, and rejects new ones beyond the limits.
 
     A request enters when it is accepted, and leaves when it has ended.
     """
@@ -95,7 +95,7 @@ class Admission:
 
         Args:
             account: Account of the client.
-            num_tokens: Length of the prompt.
+            num_tokens: Length of the prompt in tokens; 0 if it is not known yet.
             reject_if_busy: Reject the request if it would have to wait.
             deadline_seconds: Time until the client's deadline; None: no deadline.
             num_slots_taken: Slots that are not available, because requests of the other priority hold them.
@@ -106,7 +106,7 @@ class Admission:
         limits, waiting = self._limits, self.num_in_flight - max(0, self._limits.slots - num_slots_taken)
         if reject_if_busy and (waiting >= 0 or self._is_at_limit(account)):
             raise self._full("no slot is free and the request must not wait")
-        # For an account without requests, the queue is twice as long, so that another account cannot fill all of it.
+        # For an account without requests, the limit is twice as high, so that no single account can fill the queue.
         most = limits.waiting_seqs * (1 if self._by_account[account] else 2)
         if waiting >= most:
             raise self._full("the wait queue is full")
@@ -153,7 +153,7 @@ class Admission:
         return most is not None and self._by_account[account] >= most
 
     def _num_ahead(self, account: str) -> int:
-        """Return the number of requests that get a slot before the account's next one, with round-robin scheduling."""
+        """Return how many requests get a slot before the account's next request, under round-robin scheduling."""
         own = self._waiting[account]
         return own + sum(min(count, own + 1) for other, count in self._waiting.items() if other != account)
 

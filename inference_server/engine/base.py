@@ -1,6 +1,6 @@
-"""Base class of all engines: accepts requests, delivers events, and tracks the requests in flight on the event loop.
+"""Base class of the engines that generate text: accepts requests, delivers events, tracks the requests in flight.
 
-    async with engine.submit(request, text) as reply:  # may raise CapacityExceeded or ServerStopping
+    async with engine.submit(request, text) as reply:  # raises a TailraceError if the request is rejected
         async for event in reply: ...                   # Started, Delta…, Completed; leaving early cancels the request
 
 Subclasses compute the tokens. Does not depend on gRPC or a tokenizer.
@@ -27,8 +27,8 @@ class Totals:
 
     queried_tokens: int  # prompt tokens looked up in the prefix cache
     hit_tokens: int  # prompt tokens found in the prefix cache
-    preemptions: int  # sequences that wait again because blocks or memory ran out
-    drafted_tokens: int = 0  # draft tokens of speculative decoding that were computed
+    preemptions: int  # times a sequence lost its slot, because of blocks, memory or an interactive request
+    drafted_tokens: int = 0  # draft tokens of speculative decoding that were checked
     accepted_tokens: int = 0  # draft tokens that became tokens of replies
 
 
@@ -36,8 +36,8 @@ class BaseEngine(ABC):
     """Base class of engines: a model and its requests. All public methods must be called on the event loop's thread.
 
     Attributes:
-        admission: Counts of the interactive requests in flight.
-        batch_admission: Counts of the batch requests in flight.
+        admission: Admission control for interactive requests.
+        batch_admission: Admission control for batch requests.
         is_stalled: True if the engine has stopped making steps; set by the watchdog.
     """
 
@@ -58,7 +58,7 @@ class BaseEngine(ABC):
     @property
     @abstractmethod
     def path(self) -> str:
-        """Description of the forward passes for the log: "kernels for avx2, one program of compiled kernels"."""
+        """Description of the forward passes for the log, e.g. "kernels for avx2, one program of compiled kernels"."""
 
     @property
     @abstractmethod
@@ -83,7 +83,7 @@ class BaseEngine(ABC):
     @property
     @abstractmethod
     def num_slots(self) -> int:
-        """Sequences that may run together at present."""
+        """Sequences that may run at the same time; temporarily lower after memory ran out."""
 
     @property
     @abstractmethod
@@ -131,15 +131,15 @@ class BaseEngine(ABC):
     def utilization(self) -> float:
         """Share of the slots or of the KV cache in use, whichever is larger.
 
-        The value is 0 to 1, or above 1 while interactive requests wait. Batch requests that wait do not count, because they do
-        not delay interactive requests.
+        The value is 0 to 1, but may exceed 1 while interactive requests wait. Waiting batch requests do not count,
+        because they do not delay interactive requests.
         """
         num_active = self.num_in_flight - self.num_waiting_batch
         return max(num_active / self.num_slots, self.num_blocks_in_use / max(1, self.num_blocks))
 
     @property
     def seconds_without_progress(self) -> float:
-        """Seconds since the last step; 0 without requests in flight."""
+        """Seconds since the last step, or since the end of an idle period; 0 without requests in flight."""
         return time.monotonic() - self._last_progress if self._in_flight else 0.0
 
     def submit(self, request: GenerationRequest, text: TextStream) -> Reply:
@@ -180,14 +180,14 @@ class BaseEngine(ABC):
 
         Args:
             account: Account of the client.
-            num_tokens: Length of the prompt; 0 if it is not known yet.
+            num_tokens: Length of the prompt in tokens; 0 if it is not known yet.
             reject_if_busy: Reject the request if it would have to wait.
             deadline_seconds: Time until the client's deadline; None: no deadline.
             is_batch: True for a batch request. The limits count requests of each priority separately.
 
         Raises:
             CapacityExceeded: The limits are reached.
-            ServerStopping: The server is shutting down.
+            ServerStopping: The server is shutting down, or the engine has failed permanently.
             ModelNotReady: The engine is stalled.
         """
         if not self._is_accepting:

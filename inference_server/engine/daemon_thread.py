@@ -1,4 +1,4 @@
-"""Runs a blocking function in a daemon thread, so that a signal takes effect during a long load."""
+"""Runs a blocking function in a daemon thread, so that a signal can end the process during a long load."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ _Result = TypeVar("_Result")
 async def in_daemon_thread(function: Callable[[], _Result]) -> _Result:
     """Run `function` in a new thread and return its result or raise its exception.
 
-    Unlike with asyncio.to_thread, the process can exit while the function runs.
+    Unlike with asyncio.to_thread, the process can exit while `function` runs.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[_Result] = loop.create_future()

@@ -12,12 +12,12 @@ from inference_server.engine.sequence import Sequence
 
 
 class FairQueue:
-    """Wait queue. Preempted sequences come before all others, of any account."""
+    """Wait queue with round-robin scheduling. Preempted sequences of any account come before all others."""
 
     def __init__(self) -> None:
         """Create an empty queue."""
         self._preempted: deque[Sequence] = deque()
-        # Accounts in round-robin order; no queue is empty.
+        # The queue of each account, in round-robin order. An account without waiting sequences has no entry.
         self._by_account: OrderedDict[str, deque[Sequence]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -40,8 +40,9 @@ class FairQueue:
         """Return the next sequence without removing it, or None.
 
         Args:
-            running: Number of running sequences by account; 0 for an account without running sequences.
-            max_running: Running sequences that an account may have; None: any number. Does not apply to preempted ones.
+            running: Number of running sequences by account. Must return 0 for an account without running sequences.
+            max_running: Running sequences that an account may have; None: any number. Preempted sequences ignore this
+                limit.
         """
         if self._preempted:
             return self._preempted[0]

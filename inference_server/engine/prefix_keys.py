@@ -22,8 +22,8 @@ class BlockKeys:
 
         Args:
             block_size: Tokens per block.
-            scope: Account that may share the blocks; empty: all accounts.
-            adapter: LoRA adapter that computed the blocks; 0 for none.
+            scope: Account whose sequences may share the blocks; empty: all accounts.
+            adapter: Number of the LoRA adapter with which the blocks are computed, from 1; 0: none.
         """
         self._block_size = block_size
         self._root = hashlib.sha256(f"{adapter}:{scope}".encode()).digest()

@@ -14,7 +14,11 @@ class RateLimit:
     """Rate limiter with a token bucket for each account."""
 
     def __init__(self, requests_per_minute: int | None) -> None:
-        """Create the limiter. Buckets are full at first, and allow a burst of one minute's requests. None: no limit."""
+        """Create the limiter. Buckets start full, so one minute's requests may arrive at once.
+
+        Args:
+            requests_per_minute: Requests of one account per minute; None: no limit.
+        """
         self._limiter = None
         if requests_per_minute is not None:
             self._limiter = Throttled(
@@ -25,7 +29,7 @@ class RateLimit:
             )
 
     def take(self, account: str) -> None:
-        """Count one request. Raises RateLimited if the bucket is empty."""
+        """Take a token from the account's bucket for one request. Raises RateLimited if the bucket is empty."""
         if self._limiter is None:
             return
         # throttled-py does not accept an empty key, and an account may be empty.

@@ -7,7 +7,8 @@ from types import TracebackType
 from inference_server.engine.admission import AdmissionTicket
 from inference_server.generation import Completed, Delta, Event, Failed
 
-# Largest number of deltas in one event. A whole reply with log probabilities might exceed the limit of a gRPC message.
+# Largest number of deltas joined in one event. Without this limit, an event with the log probabilities of a whole reply
+# could exceed the size limit of a gRPC message.
 MAX_JOINED_DELTAS = 64
 
 
@@ -24,8 +25,8 @@ class Reply:
 
         Args:
             release: Called when the reader leaves early.
-            ticket: The request's place among the requests in flight.
-            joins_deltas: True if a slow reader gets one event for several deltas.
+            ticket: The request's ticket from `Admission.enter`.
+            joins_deltas: True if a slow reader receives several deltas joined in one event.
         """
         self.ticket = ticket
         self._joins_deltas = joins_deltas

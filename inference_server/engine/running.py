@@ -1,4 +1,4 @@
-"""Defines the interface of a running engine that the server, the metrics and the watchdog use, for every task."""
+"""Defines the interface of running engines for the server, the metrics and the watchdog, whatever the model's task."""
 
 from typing import Protocol
 
@@ -7,21 +7,21 @@ from inference_server.engine.histogram import Histogram
 
 
 class RunningEngine(Protocol):
-    """A model with its requests. BaseEngine documents the members."""
+    """A model with its requests. BaseEngine documents the members in detail."""
 
     is_stalled: bool
 
     @property
     def num_running(self) -> int:
-        """Requests that are being computed."""
+        """Requests with a slot."""
 
     @property
     def num_waiting(self) -> int:
-        """Requests that wait."""
+        """Requests that wait for a slot."""
 
     @property
     def num_waiting_batch(self) -> int:
-        """Batch requests that wait, a part of `num_waiting`."""
+        """Batch requests that wait for a slot. `num_waiting` includes them."""
 
     @property
     def num_in_flight(self) -> int:
@@ -29,7 +29,7 @@ class RunningEngine(Protocol):
 
     @property
     def num_slots(self) -> int:
-        """Requests that may run together."""
+        """Requests that may run at the same time."""
 
     @property
     def num_blocks_in_use(self) -> int:
@@ -37,7 +37,7 @@ class RunningEngine(Protocol):
 
     @property
     def num_blocks(self) -> int:
-        """Blocks of the KV cache."""
+        """Blocks of the KV cache that requests can get."""
 
     @property
     def totals(self) -> Totals:
@@ -45,15 +45,15 @@ class RunningEngine(Protocol):
 
     @property
     def step_tokens(self) -> Histogram:
-        """Distribution of the tokens of each step."""
+        """Distribution of the tokens computed in each step."""
 
     @property
     def utilization(self) -> float:
-        """Share of the capacity in use."""
+        """Share of the capacity in use; may exceed 1 while requests wait."""
 
     @property
     def seconds_without_progress(self) -> float:
-        """Seconds since the last step; 0 without requests in flight."""
+        """Seconds since the last step, or since the end of an idle period; 0 without requests in flight."""
 
     async def drain(self) -> None:
         """Reject new requests, and wait until the accepted ones have ended."""

@@ -1,4 +1,4 @@
-"""The state of one request inside an engine: its token ids, its progress, and its times.
+"""Holds the state of one request inside an engine: its token ids, its progress, and its times.
 
 Times are seconds of time.monotonic(). Does not depend on torch, a tokenizer or gRPC.
 """
@@ -42,17 +42,17 @@ class Sequence:
     block_keys: BlockKeys = field(init=False)  # set by the native scheduler
     num_admitted_before: int = 0  # requests admitted before this one arrived
     admission_position: int = 0  # requests admitted since this one arrived, including itself
-    num_computed: int = 0  # tokens whose keys and values are in the cache
-    num_cached_tokens: int = 0
-    prefill_end: int = field(init=False)  # tokens to compute before the next one can be sampled
+    num_computed: int = 0  # leading tokens whose keys and values are in the cache
+    num_cached_tokens: int = 0  # prompt tokens found in the prefix cache
+    prefill_end: int = field(init=False)  # leading tokens to compute before the next one can be sampled
     admitted: float | None = None
     first_token: float | None = None
     last_token: float | None = None
     penalties: Penalties | None = None  # set at the first prefill if the request has any penalty
-    drafting: object | None = None  # state of its drafts (engine/native/speculation/)
+    drafting: object | None = None  # state of speculative decoding (engine/native/speculation/)
     unsent_logprobs: list[TokenLogprob] = field(default_factory=list)
     num_unsent: int = 0  # generated tokens that no delta has reported yet
-    _full_length: int = field(init=False)  # tokens of the prompt and the longest reply
+    _full_length: int = field(init=False)  # tokens of the prompt and of the longest reply that the request allows
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_ids)
@@ -76,7 +76,7 @@ class Sequence:
 
     @property
     def is_prefilling(self) -> bool:
-        """True until all tokens before the next one are computed: the prompt, and after a preemption also the reply."""
+        """True until the prompt is computed; after a preemption, until the reply so far is computed too."""
         return self.num_computed < self.prefill_end
 
     @property
@@ -96,14 +96,14 @@ class Sequence:
 
         Args:
             token_id: The token.
-            logprob: Its log probabilities, if the request includes them.
+            logprob: Log probabilities of the token and its alternatives; None if the request does not ask for them.
             end_ids: Tokens that end a reply.
             now: Time at which the token was sampled.
 
         Returns:
-            The text that is final after this token, and the finish reason if the reply ends here.
+            The text that this token completes, and the finish reason; None if the reply continues.
         """
-        # This method runs for every token of every sequence. It reads no property, because each read would be a call.
+        # This method runs for every token of every sequence. It avoids properties, because each read would be a call.
         if self.first_token is None:
             self.first_token = now
         self.last_token = now
@@ -137,7 +137,7 @@ class Sequence:
         return delta
 
     def last_events(self, reason: FinishReason, text: str, now: float) -> list[Event]:
-        """Return the events that end the reply: a delta with `text`, if anything is unsent, and Completed."""
+        """Return the events that end the reply: a delta with `text` and the unsent tokens, if any, then Completed."""
         events: list[Event] = [self.take_delta(text)] if text or self.num_unsent else []
         if self.text.stop_string is not None:  # the last text may have completed a stop string
             reason = FinishReason.STOP

@@ -27,9 +27,10 @@ class EngineKey:
         precision: Precision in use on the device.
         engine: Name of the engine in the catalog.
         arguments: Arguments of the engine, as a JSON object with sorted keys.
-        rope: The catalog's scaling of rotary positions, as a JSON object with sorted keys; "" for the model's own.
-        num_tokens: The longest prompt and reply together that any entry allows, in tokens. Set after the grouping.
-        adapters: Folders of the LoRA adapters of all entries, without duplicates. Set after the grouping.
+        rope: RoPE scaling from the catalog, as a JSON object with sorted keys; "" for the model's own.
+        num_tokens: Longest sequence that any entry allows, prompt and reply together, in tokens. Set after the entries
+            are grouped by key.
+        adapters: Folders of the LoRA adapters of all entries, without duplicates. Set after the grouping, too.
         speculation: Source of draft tokens, as in the catalog; None: the engine's default for the device.
         draft: Source of a draft model's weights; None: no draft model.
     """
@@ -46,7 +47,7 @@ class EngineKey:
 
 
 class EngineModel(Protocol):
-    """A loaded model. The members are those that serving/ reads from every builder's result."""
+    """A loaded model, with the members that serving/ reads whatever the engine."""
 
     @property
     def tokenizer(self) -> Any:
@@ -66,13 +67,13 @@ class EngineSpec(Generic[ModelT]):
 
     Attributes:
         key: Properties that the engine's catalog entries have in common.
-        model: The model that the engine's own builder has loaded.
+        model: The model, as loaded by the same builder.
         max_len: Longest sequence, prompt and reply together, in tokens.
         end_ids: Tokens that end a reply.
         settings: Settings of the server.
-        device: Device for engines that run in this process.
+        device: Device that the engine uses if it runs in this process.
         cache_tokens: Tokens of KV cache for which the device's memory has room; None: no limit.
-        on_broken: Called on the event loop after the engine has failed permanently.
+        on_broken: Called on the event loop after the engine has failed permanently or was abandoned.
     """
 
     key: EngineKey

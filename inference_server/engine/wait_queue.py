@@ -8,7 +8,7 @@ from inference_server.engine.sequence import Sequence
 
 
 class RunningCounts:
-    """Numbers of running sequences of each account.
+    """Number of running sequences of each account.
 
     Attributes:
         interactive: Sequences of interactive requests by account.
@@ -28,14 +28,14 @@ class RunningCounts:
 
 
 class WaitQueue:
-    """Sequences that wait for a slot. A batch request is next only if no interactive request may start."""
+    """Sequences that wait for a slot. A batch request comes next only if no interactive request can get a slot."""
 
     def __init__(self, *, max_account_seqs: int | None = None, max_batch_seqs: int | None = None) -> None:
         """Create an empty queue.
 
         Args:
-            max_account_seqs: Running sequences that an account may have in each priority; None: any number.
-            max_batch_seqs: Running sequences of all batch requests together; None: any number.
+            max_account_seqs: Largest number of running sequences of one account and one priority; None: any number.
+            max_batch_seqs: Largest number of running sequences of all batch requests; None: any number.
         """
         self._interactive, self._batch = FairQueue(), FairQueue()
         self._max_account_seqs, self._max_batch_seqs = max_account_seqs, max_batch_seqs
@@ -56,7 +56,7 @@ class WaitQueue:
         self._queue_of(seq).requeue(seq)
 
     def peek(self, running: RunningCounts) -> Sequence | None:
-        """Return the next sequence without removing it, or None. `running`: the sequences with a slot."""
+        """Return the next sequence without removing it, or None. `running`: counts of the sequences with a slot."""
         seq = self._interactive.peek(running.interactive, self._max_account_seqs)
         if seq is not None or not self._batch:
             return seq

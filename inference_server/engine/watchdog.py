@@ -1,4 +1,4 @@
-"""Detects stalled engines: requests wait, but the engine makes no step.
+"""Detects stalled engines: requests are in flight, but the engine makes no step.
 
 After `stall_seconds` without a step, health becomes NOT_SERVING, so that clients use other servers. After further
 `exit_seconds`, the process exits, so that its supervisor restarts it.
@@ -21,11 +21,11 @@ class StallSource(Protocol):
 
     @property
     def seconds_without_progress(self) -> float:
-        """Seconds since the last step while requests wait, else 0."""
+        """Seconds since the last step while requests are in flight, else 0."""
 
 
 class Watchdog:
-    """Marks stalled engines of a server, and reports the changes."""
+    """Marks stalled engines of a server, and reports when the server becomes unhealthy or healthy again."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Watchdog:
             engines: Returns the engines to observe.
             stall_seconds: Seconds without a step after which an engine is stalled.
             exit_seconds: Further seconds after which the process must exit.
-            on_health: Called with False when an engine is stalled, and with True when no engine is stalled any longer.
+            on_health: Called with False when the first engine stalls, and with True when no engine is stalled anymore.
             on_exit: Called once, when the process must exit.
         """
         self._engines = engines

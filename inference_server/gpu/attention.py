@@ -16,7 +16,7 @@ INVARIANT_SPLITS = 4
 
 
 class GpuPrompts:
-    """Attention of all prompt segments of a pass, in one operator (implements PromptAttention)."""
+    """Attention of all prompt segments of a forward pass, in one operator (implements PromptAttention)."""
 
     def __init__(self, prompts: PromptRows) -> None:
         """Use the inputs in `prompts` for every layer."""
@@ -49,7 +49,7 @@ class GpuAttention:
     """Attention on a GPU (implements AttentionBackend)."""
 
     def __init__(self, *, batch_invariant: bool = False) -> None:
-        """If `batch_invariant`, a sequence's result is bit-identical for every batch composition."""
+        """Choose the number of splits. If `batch_invariant`, it is constant, so results do not depend on the batch."""
         self._num_splits = INVARIANT_SPLITS if batch_invariant else 0
 
     def prompts(self, cache: KVCache, segments: Items[Segment]) -> GpuPrompts:

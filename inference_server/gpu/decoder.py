@@ -32,7 +32,7 @@ Linear = Linear16 | Int8Linear
 class Rotary:
     """The rotary position embedding. Its frequencies do not depend on the sequence's length."""
 
-    frequencies: Tensor  # (head_dim,) float32, the head_dim / 2 inverse frequencies, followed by the same again
+    frequencies: Tensor  # (head_dim,) float32, the head_dim / 2 inverse frequencies twice in a row
     scaling: float  # factor that multiplies sines and cosines
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,7 +61,7 @@ class GpuLayer:
 
 @dataclass(frozen=True, slots=True)
 class GpuDecoder:
-    """A decoder's weights. Embedding, norms, 16-bit layers and activations have one dtype."""
+    """A decoder's weights. Embedding, norms, unquantised layers and activations have one dtype."""
 
     embedding: Tensor  # (vocab_size, hidden_size)
     rotary: Rotary
@@ -83,7 +83,9 @@ class GpuDecoder:
 
 
 def extract(model: Any) -> GpuDecoder:
-    """Return the weights of a transformers model, and remove its linear layers, so that the model can no longer run.
+    """Return the weights of a transformers model, and remove the linear layers in its decoder layers.
+
+    The model can then no longer run.
 
     The layers are stacked and removed one after the other. So the memory in use never exceeds that of the model by more
     than one layer.

@@ -1,7 +1,7 @@
 """The experts of mixture-of-experts models on a GPU, in int8 or in 16 bits.
 
 A decode pass is recorded as a CUDA graph, so the host cannot read which experts its tokens use. So every expert
-computes all tokens, and weights of 0 cancel the results of experts that were not chosen. With more than
+computes all tokens, and routing weights of 0 cancel the results of experts that were not chosen. With more than
 MAX_INT8_ROWS tokens, as in most prompts, the host reads the number of tokens of each expert. Each expert then computes
 only its own tokens.
 """

@@ -32,11 +32,11 @@ class GpuForward:
         self._cached: list[tuple[Tensor, Tensor]] = []  # keys and values of each layer
 
     def decode(self, tokens: DecodeRows) -> Tensor:
-        """Decode one position of each sequence. Returns logits (n, vocab_size)."""
+        """Decode tokens. Returns logits (n, vocab_size)."""
         return self._head(self._run(tokens, None))
 
     def prefill(self, prompts: PromptTokens, wanted: list[int]) -> Tensor:
-        """Compute prompt tokens. Returns the logits of the tokens `wanted`, (num_wanted, vocab_size)."""
+        """Compute prompt tokens. Returns the logits of the tokens at the indices `wanted`, (num_wanted, vocab_size)."""
         rows = self._uploaded(prompts, wanted)
         return self._logits(self._run(None, rows), rows.wanted)
 
@@ -103,7 +103,7 @@ class GpuForward:
         return ops.add_rms_norm(hidden, delta, decoder.norm, eps)
 
     def _scaled(self, delta: Tensor) -> Tensor:
-        """Return the output of attention or MLP times the model's factor."""
+        """Return the output of attention or MLP times the model's residual factor."""
         factor = self.decoder.residual_factor
         return delta if factor == 1.0 else delta * factor
 

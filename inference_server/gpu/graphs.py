@@ -1,7 +1,7 @@
-"""Runs decode passes on a GPU as CUDA graphs: recorded at start for every batch size, then replayed with other tokens.
+"""Runs decode passes on a GPU as CUDA graphs: recorded at start for several batch sizes, then replayed in each step.
 
-Without graphs, launching the kernels of a small model takes longer than running them. A recording reads and writes fixed
-tensors: the inputs (inputs.py) and the logits. Rows that no sequence needs are padding.
+Without graphs, launching the kernels of a small model takes longer than running them. A graph reads and writes fixed
+tensors: the inputs (inputs.py) and the logits. A batch between two sizes is padded to the larger one.
 """
 
 import contextlib
@@ -79,13 +79,13 @@ class DecodeGraphs:
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
     def decode(self, tokens: DecodeTokens) -> Tensor:
-        """Decode one position of each sequence.
+        """Decode tokens. A sequence may have several: its newest token, then draft tokens at the next positions.
 
         Args:
             tokens: The tokens; an id -(k + 1) refers to row k of `inputs.sampled`.
 
         Returns:
-            Logits (num_seqs, vocab_size) float32, a new tensor that no later pass changes.
+            Logits (num_tokens, vocab_size) float32, a new tensor that no later pass changes.
         """
         count = len(tokens.token_ids)
         num_rows = self._num_rows(count)
@@ -120,7 +120,7 @@ class DecodeGraphs:
         self.sizes = list(self._graphs)
 
     def _num_rows(self, count: int) -> int:
-        """Return the rows of a pass for `count` sequences: the smallest recorded size, or `count` without graphs."""
+        """Return the rows of a pass for `count` sequences: the smallest recorded size that fits, else `count`."""
         if self._invariant_rows is not None:
             return self._invariant_rows
         return min((size for size in self.sizes if size >= count), default=count)

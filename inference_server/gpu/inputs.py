@@ -1,7 +1,7 @@
 """Copies the inputs of forward passes to a GPU without waiting for it: tokens, positions, cache rows and block tables.
 
 The inputs of decode passes have one buffer at a fixed address, so that CUDA graphs can read it. Each step copies only
-its first rows, with one copy from pinned memory.
+the buffer's first rows, with one copy from pinned memory.
 """
 
 from collections.abc import Sequence as Items
@@ -15,20 +15,20 @@ from torch import Tensor
 
 from inference_server.attention.step_inputs import DecodeTokens, Segment
 
-# Columns of the buffer; the block table follows.
+# Columns of the buffer. The block table fills all columns from _TABLE on.
 _TOKEN, _POSITION, _ROW, _LENGTH, _ADAPTER, _TABLE = range(6)
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeRows:
-    """The newest token of each of n sequences, on the device. Rows of length 0 are padding."""
+    """The n tokens of a decode pass, on the device: newest tokens and draft tokens. Rows of length 0 are padding."""
 
     token_ids: Tensor  # (n,) int64
     positions: Tensor  # (n,) int32
     rows: Tensor  # (n,) int32, the tokens' rows of the KV cache
-    lengths: Tensor  # (n,) int32, the sequences' lengths with the new token
+    lengths: Tensor  # (n,) int32, the lengths of the tokens' sequences, up to and including the token
     table: Tensor  # (n, max_blocks) int32, the block tables
-    adapters: Tensor  # (n,) int32, the LoRA adapter of each sequence, from 1; 0 for none
+    adapters: Tensor  # (n,) int32, the LoRA adapter of each token's sequence, from 1; 0 for none
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class DecodeInputs:
     """The buffer that decode passes read, (max_rows, 5 + max_blocks) int32 at a fixed address on the device.
 
     Each row has a token id, its position, its row of the KV cache, the sequence's length and adapter, and the block table. A
-    negative token id -(k + 1) refers to row k of `sampled`, and the device reads it during the pass. So the host can start
+    negative token id -(k + 1) refers to row k of `sampled`, which the device reads during the pass. So the host can start
     a pass before it has read the sampled tokens.
 
     Attributes:
@@ -108,7 +108,7 @@ class DecodeInputs:
         self.max_rows = len(sampled)
         shape = (self.max_rows, _TABLE + max_blocks)
         self._buffer = torch.zeros(shape, dtype=torch.int32, device=sampled.device)
-        # Two of them, so that the host can fill one while the other is still being copied.
+        # Two copies on the host, so that it can fill one while the device still reads the other.
         self._staging = [_Staging(shape, sampled.device, block_size) for _ in range(2)]
 
     def write(self, tokens: DecodeTokens, num_rows: int) -> None:
@@ -152,7 +152,7 @@ class _Staging:
         self._copied: torch.cuda.Event | None = None  # occurs when the device has copied the contents
 
     def fill(self, tokens: DecodeTokens, num_rows: int) -> None:
-        """Write the tokens' rows, and padding up to `num_rows`. Waits until the last copy has finished."""
+        """Write the tokens' rows, and padding up to `num_rows`. Waits until the last `copy_to` has finished."""
         if self._copied is not None:
             self._copied.synchronize()
         cells, size, count = self._cells, self._block_size, len(tokens.token_ids)

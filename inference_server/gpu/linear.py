@@ -1,4 +1,4 @@
-"""Linear layers for a GPU: with 16-bit weights, or with bitsandbytes' int8 weights and 16-bit activations."""
+"""Linear layers for a GPU: with weights in the activations' dtype, or with int8 weights, such as bitsandbytes'."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +21,12 @@ class Linear16(nn.Module):
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Use these tensors without copying them. `weight`: (out_features, in_features). `bias`: (out_features,)."""
+        """Use these tensors without copying them.
+
+        Args:
+            weight: (out_features, in_features).
+            bias: (out_features,), or None.
+        """
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.register_buffer("weight", weight)

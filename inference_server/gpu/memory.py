@@ -13,7 +13,8 @@ from tailrace_shared.config_errors import ConfigurationError
 GIB = 2**30
 MIB = 2**20
 
-# A CUDA context with the code of torch's kernels. It is part of an unused GPU's total memory, but not of its free memory.
+# Memory of a CUDA context with the code of torch's kernels. A running server's free memory excludes it, so a plan from
+# the total memory of a GPU subtracts it.
 CONTEXT_BYTES = 512 * MIB
 
 # Share of the free memory for fragmentation and for the allocator's rounding to 2 MiB.
@@ -118,7 +119,7 @@ class EngineDemand:
 
     @property
     def min_blocks(self) -> int:
-        """Return the smallest number of blocks: enough for max_len tokens, or kv_cache_tokens if set."""
+        """Return the smallest number of blocks: enough for max_len tokens, or max_blocks if kv_cache_tokens is set."""
         return self.max_blocks if self.kv_cache_tokens else -(-self.max_len // self.block_size)
 
     @property
@@ -169,7 +170,9 @@ def least_needs(free_bytes: int, demands: Sequence[EngineDemand], *, has_weights
 
 
 def plan(free_bytes: int, demands: Sequence[EngineDemand], *, has_weights: bool = False) -> list[int]:
-    """Divide the memory left by weights and working memory among the KV caches, in proportion to their useful maximum.
+    """Divide the memory that weights and working memory leave among the KV caches.
+
+    Each cache gets a share in proportion to its useful maximum.
 
     Args:
         free_bytes: Free memory of the GPU.

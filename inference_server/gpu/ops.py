@@ -2,9 +2,11 @@
 
 They are registered with torch as `torch.ops.tailrace.*`, so that profilers and the tests in tests/rehearsal record
 one operator for each call. Where Triton cannot run, torch's operations compute the same (reference.py). They also
-handle arguments that no kernel supports: float32 on a GPU, values narrower than keys, and unusual widths of heads.
+handle arguments that no kernel supports: float32 on a GPU, values narrower than keys, unusual widths of heads, and int8
+products with many rows.
 
-Activations are float16 or bfloat16. Arithmetic and accumulation are float32. The cache's dtype is that of the activations.
+The kernels' activations are float16 or bfloat16. Arithmetic and accumulation are float32. The cache's dtype is that of
+the activations.
 """
 
 import importlib

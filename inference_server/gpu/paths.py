@@ -21,8 +21,10 @@ class GpuPath:
     """The way in which a model runs on a GPU.
 
     Attributes:
-        layers: "fused": as operators of gpu/ops.py on stacked weights; "modules": by transformers' own modules.
-        int8: "kernels": this server's weight-only product; "bitsandbytes": bitsandbytes' modules; None: not int8.
+        layers: "fused" if layers run as operators of gpu/ops.py on stacked weights, "modules" if transformers' own
+            modules run.
+        int8: The product of int8 weights: this server's weight-only "kernels", or modules of "bitsandbytes"; None
+            without int8 weights.
         has_triton: True if Triton kernels compute the operators; False for torch's operations.
         records_graphs: True if decode passes are recorded as CUDA graphs.
     """
@@ -67,8 +69,8 @@ def choose_path(can_fuse: bool, precision: Precision, *, int8_threshold: float, 
     Args:
         can_fuse: True if the model's layers can run as operators of gpu/ops.py (see has_fused_layers).
         precision: Precision in use on the device (see precision.resolve_precision).
-        int8_threshold: Outlier threshold of bitsandbytes. Above 0, bitsandbytes' product waits for the device, which
-            cannot be recorded as a CUDA graph.
+        int8_threshold: Outlier threshold of bitsandbytes. Above 0, bitsandbytes' product makes the host wait for the
+            device, and a CUDA graph cannot record such a wait.
         has_triton: True if Triton can run here (see triton_support).
     """
     is_int8 = precision == "bitsandbytes-int8"

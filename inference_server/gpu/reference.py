@@ -1,7 +1,7 @@
 """Plain torch versions of the operators in ops.py: used on a GPU without Triton, and as the tests' expected results.
 
-Shapes and dtypes are the same as for the functions of the same names in ops.py. On a GPU none of them waits for the
-device, except paged_prefill_attention, so a CUDA graph can record a decode pass.
+Shapes and dtypes are the same as for the functions of the same names in ops.py. On a GPU, only paged_prefill_attention
+makes the host wait for the device, so a CUDA graph can record a decode pass.
 """
 
 import torch
@@ -62,7 +62,7 @@ def paged_decode_attention(
     num_splits: int,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Attend on copies of the paged keys and values. `num_splits` has no effect."""
+    """Compute attention on contiguous copies of the paged keys and values. `num_splits` has no effect."""
     spec = AttentionSpec(scaling, sliding_window, softcap, sinks)
     return gathered_decode_attention(query, keys, values, table, lengths, spec)
 
@@ -80,7 +80,7 @@ def paged_prefill_attention(
     softcap: float | None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Attend segment by segment, on copies of the paged keys and values. `longest` has no effect."""
+    """Compute attention segment by segment, on contiguous copies of keys and values. `longest` has no effect."""
     spec = AttentionSpec(scaling, sliding_window, softcap, sinks)
     output = query.new_empty(*query.shape[:2], values.shape[-1])
     bounds, ends = starts.cpu().tolist(), lengths.cpu().tolist()

@@ -8,7 +8,7 @@ import shutil
 
 @functools.cache
 def has_triton() -> bool:
-    """Return True if Triton kernels can be compiled and launched on this machine's GPU."""
+    """Return True if Triton kernels can be compiled and launched here. Does not check that there is a GPU."""
     return obstacle() is None
 
 

@@ -18,7 +18,8 @@ from tailrace_shared.file_watcher import ReloadableFile
 # Health probes have no token, and neither do the calls for load reports that gRPC clients make by themselves. Both
 # services reveal only the server's state. All other methods need a token, including unknown methods.
 _OPEN_SERVICES = ("/grpc.health.v1.Health/", f"/{load_report.SERVICE}/")
-# Longest time in seconds for which a token that was removed from the file is still accepted.
+# Shortest time between two checks of the tokens file, in seconds. A token is accepted for at most this time after its
+# removal.
 CHECK_SECONDS = 1.0
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -27,7 +28,10 @@ _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class TokenCheck(grpc.aio.ServerInterceptor):
-    """Accepts calls with `authorization: Bearer <token>` if the file contains the token's SHA-256 digest."""
+    """Interceptor that accepts calls with `authorization: Bearer <token>` if the file contains the token's digest.
+
+    Calls of the open services need no token.
+    """
 
     def __init__(self, path: Path) -> None:
         """Read the tokens file; it is read again when it changes.

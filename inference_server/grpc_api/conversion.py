@@ -44,12 +44,13 @@ FINISH_REASONS = {
 
 
 def encoded_prompt(request: pb.RunRequest | pb.CountTokensRequest, model: "HostedModel") -> Prompt:
-    """Return the token ids of the prompt, and the state of the thoughts at its end.
+    """Return the token ids of the prompt, and the state of the model's thoughts at the end of the prompt.
 
     Tokenising a megabyte of text takes about a second, so this must not run on the event loop.
 
     Raises:
-        InvalidField: The prompt has no tokens or one that the model lacks, or the chat template rejects it.
+        InvalidField: The prompt has no tokens, or a token id outside the model's vocabulary, or the chat template
+            rejects the conversation.
     """
     if request.WhichOneof("input") == "text":
         prompt = Prompt(model.prompts.encode_text(request.text), "none")
@@ -81,15 +82,15 @@ def generation_request(
     Args:
         request: A request that has passed validation.check.
         request_id: Id for logs, traces and the reply.
-        prompt: Its encoded prompt.
+        prompt: The request's encoded prompt.
         model: The requested model.
         has_fixed_seed: True if a request without a seed gets DETERMINISTIC_SEED instead of a drawn one.
 
     Raises:
         PromptTooLong: The prompt is longer than the model's context length.
-        NoRoomForReply: max_tokens must fit into the window and does not.
-        UnknownAdapter: The model has no adapter of the request's name.
-        InvalidField: The reply's grammar cannot be enforced, or a bias is for a token that the model does not have.
+        NoRoomForReply: The request requires that prompt and max_tokens fit into the window, and they do not.
+        UnknownAdapter: The model has no adapter with the requested name.
+        InvalidField: The reply's grammar cannot be enforced, or `logit_bias` has a token id outside the vocabulary.
     """
     must_fit = request.max_tokens_must_fit and request.sampling.HasField("max_tokens")
     num_tokens = len(prompt.token_ids)
@@ -113,13 +114,16 @@ def generation_request(
 
 
 def demands_form(request: pb.RunRequest) -> bool:
-    """Return True if a grammar constrains the reply. Needs no model."""
+    """Return True if the request demands a form of the reply that a grammar enforces. Does not need the model."""
     tools = callable_tools(request)
     return request.HasField("response_format") or bool(tools) and _reply_form(request.chat, tools, None) is not None
 
 
 def callable_tools(request: pb.RunRequest) -> list[Tool]:
-    """Return the tools that the reply may call: those that the request allows, or the one that it names."""
+    """Return the tools that the reply may call: the one that the request names, else the allowed ones, else all.
+
+    The tool choice NONE allows no calls.
+    """
     chat = request.chat
     names = {chat.tool_name} if chat.tool_name else set(chat.allowed_tools)
     return [tool for tool in shown_tools(chat) if not names or tool.name in names]
@@ -145,13 +149,21 @@ def _turn(turn: pb.ChatTurn) -> Turn:
 
 
 def _constraint(request: pb.RunRequest, model: "HostedModel", thoughts: ThoughtState) -> Constraint | None:
-    """Return the constraint of the reply after its thoughts, if any. Raises InvalidField if it cannot be enforced."""
+    """Return the constraint on the reply, including its thoughts, or None.
+
+    Raises:
+        InvalidField: The constraint cannot be enforced.
+    """
     constraint = _reply_constraint(request, model)
     return None if constraint is None else model.constrain(constraint, thoughts)
 
 
 def _reply_constraint(request: pb.RunRequest, model: "HostedModel") -> Constraint | None:
-    """Return the grammar that the reply must follow, if any. Raises InvalidField if it cannot be enforced."""
+    """Return the constraint on the reply without its thoughts, or None.
+
+    Raises:
+        InvalidField: The constraint cannot be enforced.
+    """
     schema, tools = None, callable_tools(request)
     try:
         schema = _document_schema(request)
@@ -164,7 +176,7 @@ def _reply_constraint(request: pb.RunRequest, model: "HostedModel") -> Constrain
 
 
 def _grammar_violation(error: GrammarError, request: pb.RunRequest, schema: dict[str, Any] | None) -> FieldViolation:
-    """Return the violation of the field whose schema cannot be enforced, with the place in the schema."""
+    """Return the violation of the field whose schema cannot be enforced, with the place in the schema if known."""
     if schema is not None and (reason := located(error.cause, schema)):
         return FieldViolation("response_format.json_schema", reason)
     for index, tool in enumerate(request.chat.tools):
@@ -175,7 +187,7 @@ def _grammar_violation(error: GrammarError, request: pb.RunRequest, schema: dict
 
 
 def _document_schema(request: pb.RunRequest) -> dict[str, Any] | None:
-    """Return the JSON Schema that the reply must match, or None. Raises GrammarError if it is not a schema."""
+    """Return the JSON Schema that the reply must match, or None. Raises GrammarError if the given one is invalid."""
     match request.response_format.WhichOneof("form"):
         case "json_object":
             return {"type": "object"}
@@ -187,7 +199,7 @@ def _document_schema(request: pb.RunRequest) -> dict[str, Any] | None:
 def _reply_form(chat: pb.Chat, tools: list[Tool], schema: dict[str, Any] | None) -> ReplyForm | None:
     """Return the form that the request demands of a reply that may call `tools`, or None if it demands none."""
     if chat.tool_choice == pb.TOOL_CHOICE_REQUIRED:
-        # A small model that must write calls repeats them until the reply reaches max_tokens. Several calls are
+        # A small model that must write calls often repeats them until the reply reaches max_tokens. Several calls are
         # therefore allowed only if the client sets parallel_tool_calls.
         return ReplyForm(tools=tools, is_parallel=chat.parallel_tool_calls and not chat.tool_name)
     is_parallel = chat.parallel_tool_calls if chat.HasField("parallel_tool_calls") else True
@@ -201,12 +213,12 @@ def _reply_form(chat: pb.Chat, tools: list[Tool], schema: dict[str, Any] | None)
 def response(
     event: Event, request: pb.RunRequest, request_id: str, token_bytes: Callable[[int], bytes]
 ) -> pb.RunResponse:
-    """Return the message of one event.
+    """Convert one event of a reply to its message.
 
     Args:
-        event: An event of the engine's reply.
+        event: The event.
         request: The request that the event belongs to.
-        request_id: Id that the start event reports.
+        request_id: Id that the start event contains.
         token_bytes: Returns the bytes of a token, for log probabilities.
     """
     match event:

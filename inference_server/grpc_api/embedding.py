@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # these modules import torch, which takes seconds
     from inference_server.embedding.pooling_names import Pooling
     from inference_server.serving.hosted_embedder import HostedEmbedder, PreparedTexts
 
-# Longest list of violations in an error. A status is sent in a header, and a request may have thousands of invalid texts.
+# Longest list of violations in an error. Errors are sent in headers, and a request may have thousands of invalid texts.
 _MAX_VIOLATIONS = 16
 _POOLINGS: "dict[int, Pooling | None]" = {
     pb.POOLING_UNSPECIFIED: None,
@@ -49,12 +49,13 @@ def check_texts(request: pb.EmbedRequest) -> None:
 
 
 def prepared_texts(request: pb.EmbedRequest, model: "HostedEmbedder") -> "PreparedTexts":
-    """Return the tokens of a request that has passed `check_texts`.
+    """Return the tokenised texts of a request that has passed `check_texts`.
 
     Tokenising a megabyte of text takes about a second, so this must not run on the event loop.
 
     Raises:
-        InvalidField: The model has fewer dimensions, or a text has no tokens, or a token that the model lacks.
+        InvalidField: The model has fewer than the requested dimensions, or a text has no tokens, or a token id outside
+            the model's vocabulary.
         PromptTooLong: A text is too long, and the request refuses long texts.
     """
     return model.prepare(
@@ -66,7 +67,7 @@ def prepared_texts(request: pb.EmbedRequest, model: "HostedEmbedder") -> "Prepar
 
 
 def embed_response(vectors: "Vectors", prompt_tokens: int) -> pb.EmbedResponse:
-    """Return the message with all vectors. `prompt_tokens`: number of tokens of all texts."""
+    """Return the message with all vectors. `prompt_tokens`: total number of tokens of the texts."""
     embeddings: Iterable[pb.Embedding] = (pb.Embedding(values=vector.tolist()) for vector in vectors)
     return pb.EmbedResponse(embeddings=embeddings, prompt_tokens=prompt_tokens)
 

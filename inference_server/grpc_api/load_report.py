@@ -16,14 +16,15 @@ from inference_server.grpc_api.status import Context
 
 SERVICE = "xds.service.orca.v3.OpenRcaService"
 # Utilization that an idle server reports. Clients treat 0 as a missing report. Near 0, one more request would halve a
-# server's share: reports are up to a second old, and all requests of that second would go to one server.
+# server's weight. Until the next report, nearly all requests would then go to one idle server.
 IDLE = 0.2
 # Shortest interval between two reports, in seconds; a client that requests a shorter one gets this one.
 LEAST_INTERVAL_SECONDS = 0.1
 _DEFAULT_INTERVAL_SECONDS = 1.0
 
 # The encoding of OrcaLoadReport: rps_fractional (field 6) and application_utilization (field 9), both doubles. Clients
-# use their quotient as the server's weight. With a constant rate, the weight is the inverse of the utilization.
+# use rps_fractional / application_utilization as the server's weight. With the constant _RATE, the weight is the
+# inverse of the utilization.
 _REPORT = struct.Struct("<BdBd")
 _RPS_TAG, _UTILIZATION_TAG = 6 << 3 | 1, 9 << 3 | 1
 _RATE = 1.0
@@ -36,7 +37,7 @@ class LoadReporter:
         """Create the service.
 
         Args:
-            utilization: Returns the fraction of the slots that is in use, from 0; above 1 when requests wait.
+            utilization: Returns the server's utilization, from 0; 1 at full load, more when requests wait.
         """
         self._utilization = utilization
         self._stopping = asyncio.Event()
@@ -53,7 +54,7 @@ class LoadReporter:
         self._stopping.set()
 
     def level(self) -> float:
-        """Return the load that is reported now: IDLE without requests, 1 with all slots in use, more when requests wait."""
+        """Return the load that is reported now: IDLE without requests, 1 at full load, more when requests wait."""
         utilization = self._utilization()
         return max(utilization, IDLE + (1 - IDLE) * utilization)
 

@@ -1,6 +1,6 @@
 """Rejects requests that are not valid protobuf. gRPC itself would send Python's exception to the client, as UNKNOWN.
 
-Does not depend on the types of the requests.
+Does not depend on the types of the messages.
 """
 
 from collections.abc import Awaitable, Callable
@@ -18,9 +18,10 @@ _MALFORMED = object()
 
 
 class Parsing(grpc.aio.ServerInterceptor):
-    """Interceptor for methods with a single request. They must be coroutines that return or write their replies.
+    """Interceptor that rejects malformed requests of methods with a single request.
 
-    Async generators do not work. Methods with a stream of requests are not changed.
+    The implementations of these methods must be coroutines that return or write their replies, not async generators.
+    Methods with a stream of requests are not changed.
     """
 
     async def intercept_service(

@@ -1,4 +1,4 @@
-"""Sampling parameters of a request: its own values, and the model's defaults for the others."""
+"""Combines a request's sampling parameters with the model's defaults, and converts them for the engine."""
 
 import random
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from tailrace_shared.request_fields import DETERMINISTIC_SEED, SAMPLING_FIELDS
 if TYPE_CHECKING:
     from inference_server.serving.hosted_model import HostedModel
 
-# Sampling parameters that are passed to the engine unchanged.
+# Names of the sampling parameters that are passed to the engine unchanged, if they are set.
 _ENGINE_FIELDS = {field.name for field in SAMPLING_FIELDS if field.is_engine_default}
 PENALTIES: tuple[Literal["repetition_penalty", "frequency_penalty", "presence_penalty"], ...] = (
     "repetition_penalty",
@@ -25,7 +25,7 @@ _MAX_DRAWN_SEED = 9_999_999_999
 
 
 def sampling_defaults(model: "HostedModel") -> pb.Sampling:
-    """Return the model's values of the parameters that a request does not set."""
+    """Return the model's defaults for sampling parameters that a request does not set."""
     return _message(model.sampling)
 
 
@@ -35,8 +35,8 @@ def with_defaults(request: pb.RunRequest, model: "HostedModel", *, is_constraine
     Args:
         request: The request.
         model: The requested model.
-        is_constrained: True if a grammar constrains the reply. The default penalties then do not apply, because they
-            would lower the logits of brackets and quotes, which every document repeats.
+        is_constrained: True if a grammar constrains the reply. The model's default penalties then do not apply, because
+            they would lower the logits of brackets and quotes, which every JSON document repeats.
     """
     omitted = PENALTIES if is_constrained else ()
     sampling = _message({name: value for name, value in model.sampling.items() if name not in omitted})
@@ -51,16 +51,16 @@ def _message(values: Mapping[str, Any]) -> pb.Sampling:
 def sampling_params(
     sampling: pb.Sampling, request: pb.RunRequest, vocab_size: int, *, has_fixed_seed: bool = False
 ) -> SamplingParams:
-    """Return the engine's parameters.
+    """Convert sampling parameters to those of the engine.
 
     Args:
         sampling: The result of `with_defaults`.
-        request: The request, for its log probabilities.
-        vocab_size: Number of the model's tokens.
+        request: The request; only its `logprobs` are read.
+        vocab_size: Number of tokens in the model's vocabulary.
         has_fixed_seed: True if a request without a seed gets DETERMINISTIC_SEED instead of a drawn one.
 
     Raises:
-        InvalidField: A bias is for a token that the model does not have.
+        InvalidField: `logit_bias` has a token id that is not in the vocabulary.
     """
     given = {field.name: value for field, value in sampling.ListFields() if field.name in _ENGINE_FIELDS}
     if sampling.HasField("seed"):
@@ -72,7 +72,7 @@ def sampling_params(
 
 
 def _logit_bias(sampling: pb.Sampling, vocab_size: int) -> LogitBias | None:
-    """Return the bias of a request, if any. Raises InvalidField for a token id that the model does not have."""
+    """Return the logit bias, or None without one. Raises InvalidField for a token id that is not in the vocabulary."""
     if not sampling.logit_bias:
         return None
     if unknown := sorted(token_id for token_id in sampling.logit_bias if token_id >= vocab_size):

@@ -1,7 +1,7 @@
 """Life cycle of the gRPC server: listen, load, warm up, serve, drain, stop.
 
-The port is open from the start: until the models are loaded, calls are rejected with MODEL_NOT_READY. The health service
-reports SERVING after every engine has computed a first result.
+The port is open from the start. Until the models are loaded, calls of the inference service are rejected with
+MODEL_NOT_READY. The health service reports SERVING after every engine has computed a first result.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ def import_startup() -> ModuleType:
 
 
 class Server:
-    """A gRPC server with the models of one catalog.
+    """A gRPC server for the models of one catalog, or for recordings of their replies.
 
     Attributes:
         servicer: The inference service.
@@ -103,8 +103,8 @@ class Server:
                 *_OPTIONS,
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_metadata_size", 16 * 1024),
-                # Clients may ping while a long prompt is computed and nothing is sent. The shortest interval of Go's client is
-                # 10 s, and a ping may arrive early.
+                # Clients may ping while a long prompt is computed and nothing is sent. The shortest interval of Go's
+                # client is 10 s, and a ping may arrive early.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
                 ("grpc.keepalive_permit_without_calls", 1),
                 # Clients discover new servers when they reconnect. Replies on the old connection are finished,
@@ -115,10 +115,10 @@ class Server:
         self._health_server: grpc.aio.Server | None = None
 
     async def listen(self) -> int:
-        """Open the port and return its number.
+        """Open the gRPC port, and those of metrics and probes if they are set. Return the number of the gRPC port.
 
         Raises:
-            ConfigurationError: The port is in use, or a TLS file cannot be used.
+            ConfigurationError: A port cannot be opened, or a TLS file cannot be used.
         """
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(self.servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -155,7 +155,7 @@ class Server:
             )
 
     async def load(self) -> None:
-        """Load and warm up the catalog's models, then report SERVING. If recordings are only replayed, load nothing.
+        """Load and warm up the catalog's models, unless recordings are only replayed. Then report SERVING.
 
         Raises:
             ConfigurationError: The catalog cannot be read, or one of its models cannot be served.
@@ -193,7 +193,7 @@ class Server:
             logger.warning("stopping: some replies are aborted after %.0f s", grace_seconds)
 
     async def stop(self) -> None:
-        """Stop the engines without waiting for their replies, and close the port."""
+        """Stop the engines without waiting for their replies, and close the ports."""
         if self._watching is not None:
             self._watching.cancel()
         self._stop_metrics()
@@ -247,7 +247,7 @@ class Server:
 
 
 def _servicer(settings: Settings, tracing: NullTracing) -> InferenceServicer:
-    """Return the service: with recordings if a folder is set. Raises ConfigurationError if it cannot be used."""
+    """Return the service, with recordings if their folder is set. Raises ConfigurationError for an unusable folder."""
     if settings.recordings is None:
         return InferenceServicer(settings, tracing)
     folder, mode = RecordingsFolder(settings.recordings, settings.recordings_mode), settings.recordings_mode

@@ -1,6 +1,6 @@
-"""The InferenceService: validates and submits requests, and sends the replies' events.
+"""Implements the InferenceService: validates requests, submits them to the engines, and sends the results.
 
-Any unexpected exception is reported as INTERNAL, with a message that contains no internals.
+An unexpected exception ends the call with INTERNAL. The message contains no internals.
 """
 
 import asyncio
@@ -55,9 +55,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """Serves the models in `models`, which is empty until they are loaded.
 
     Attributes:
+        tracing: Creates the trace of each request.
         models: The loaded models by name.
-        is_stopping: Set by the server: new requests are rejected with SERVER_STOPPING.
-        metrics: Counters and histograms of all requests.
+        is_stopping: True once the server is shutting down. New requests are then rejected with SERVER_STOPPING.
+        metrics: Prometheus metrics of all requests.
         limits: Limits of requests that do not depend on the model.
     """
 
@@ -71,8 +72,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._write_timeout_seconds = settings.write_timeout_seconds
         self._has_fixed_seed = settings.deterministic
         self._has_fixed_events = settings.deterministic or settings.recordings is not None
-        # A request with a costly grammar may wait for seconds for the process that checks it. On separate threads,
-        # such requests do not delay requests without a grammar.
+        # A thread may wait for seconds while the grammar process compiles a costly grammar. Requests that may have a
+        # grammar use these threads, so that they do not delay other requests.
         self._grammar_threads = ThreadPoolExecutor(_GRAMMAR_THREADS, "grammar")
 
     async def Run(self, request: pb.RunRequest, context: Context) -> None:  # type: ignore[override]
@@ -138,7 +139,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         record: RunRecord,
         token_bytes: Callable[[int], bytes],
     ) -> None:
-        """Write every event.
+        """Write every event to `context`.
 
         Raises:
             ClientTooSlow: An event could not be written within the write timeout.
@@ -157,14 +158,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             raise errors.ClientTooSlow(f"the client did not read the reply for {seconds:g} s: it was aborted") from None
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
-        """Return the models in the order of the catalog."""
+        """Return the models in the order of the catalog. Ends the call with MODEL_NOT_READY until they are loaded."""
         models = self.descriptions()
         if not models:
             await abort(context, errors.ModelNotReady("the models are still being loaded"))
         return pb.ListModelsResponse(models=models)
 
     def host(self, models: "Mapping[str, HostedModel | HostedEmbedder]") -> None:
-        """Serve the models from now on."""
+        """Start to serve `models`."""
         self.models = dict(models)
 
     def descriptions(self) -> list[pb.Model]:
@@ -242,14 +243,18 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             finally:
                 record.start(job.started)
         trace.computed(job.started, prepared.prompt_tokens)
-        # Creating the message of 2,048 vectors takes 0.04 s or more (AMD EPYC, Zen 4): streams would pause.
+        # Creating a message with 2,048 vectors takes at least 0.04 s (AMD EPYC, Zen 4). On the event loop, it would
+        # interrupt all streams for this time.
         convert = partial(embed_response, vectors, prepared.prompt_tokens)
         return await asyncio.to_thread(convert) if len(vectors) > _FEW_VECTORS else convert()
 
     async def _off_loop(
         self, request: pb.RunRequest, prepare: "Callable[..., _Result]", *arguments: object
     ) -> "_Result":
-        """Call `prepare` on another thread: one of the grammar threads if the request may have a grammar."""
+        """Call `prepare` on another thread, and return its result.
+
+        A request that may have a grammar uses one of the grammar threads.
+        """
         threads = self._grammar_threads if request.HasField("response_format") or request.chat.tools else None
         return await asyncio.get_running_loop().run_in_executor(threads, prepare, *arguments)
 
@@ -260,7 +265,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         model = self._model(request.model)
         prompt = encoded_prompt(request, model)
         generation = generation_request(request, request_id, prompt, model, has_fixed_seed=self._has_fixed_seed)
-        # With the same events at any speed of the client, streams and recordings of equal replies are equal.
+        # Joined deltas depend on the client's reading speed. Without them, equal replies have equal streams and
+        # recordings.
         joins = not self._has_fixed_events
         return model, replace(generation, deadline_seconds=deadline_seconds, joins_deltas=joins), prompt.thoughts
 

@@ -34,7 +34,10 @@ def server_credentials(settings: Settings) -> grpc.ServerCredentials | None:
     files = ReloadableFile([path for path in (cert, key, client_ca) if path is not None], read)
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
-        """Return a new configuration, or None if no file changed. gRPC calls this before each handshake, never in parallel."""
+        """Return a new configuration, or None if no file changed.
+
+        gRPC calls this function before each handshake, never in parallel.
+        """
         return files.content if files.reload_if_changed() else None
 
     # The type stubs do not allow None as a result.

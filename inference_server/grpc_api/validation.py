@@ -23,9 +23,9 @@ from tailrace_shared.request_fields import (
 
 _MAX_SCHEMA_BYTES = 2**20
 _MAX_ARGUMENTS_LENGTH = 2**16
-# Deepest nesting of the arguments of an earlier call. Chat templates walk them with recursive functions.
+# Deepest nesting of a tool call's arguments in the conversation. Chat templates walk them with recursive functions.
 _MAX_ARGUMENTS_DEPTH = 100
-# Longest list of violations in an error. A status is sent in a header, and a request may have a million invalid turns.
+# Longest list of violations in an error. Errors are sent in headers, and a request may have thousands of invalid turns.
 _MAX_VIOLATIONS = 16
 
 
@@ -35,7 +35,7 @@ class Limits:
 
     Attributes:
         max_messages: Largest number of turns in a conversation.
-        max_schema_depth: Deepest nesting of arrays and objects in a JSON Schema.
+        max_schema_depth: Deepest nesting of arrays and objects in a JSON Schema or in template arguments.
     """
 
     max_messages: int
@@ -43,7 +43,7 @@ class Limits:
 
 
 def check(request: pb.RunRequest, limits: Limits) -> None:
-    """Validate a request.
+    """Validate a request of Run.
 
     Raises:
         InvalidField: The error lists the first 16 invalid fields.
@@ -68,7 +68,7 @@ def check(request: pb.RunRequest, limits: Limits) -> None:
 
 
 def check_input(request: pb.CountTokensRequest, limits: Limits) -> None:
-    """Validate the model's name and the prompt of a request.
+    """Validate a request of CountTokens: the model's name and the prompt.
 
     Raises:
         InvalidField: The error lists the first 16 invalid fields.

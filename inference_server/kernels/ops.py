@@ -1,7 +1,7 @@
 """Operations of a forward pass on a CPU, each as one compiled kernel instead of several torch operations.
 
-Tensors in and out are float32 or bfloat16; arithmetic is float32. An operation whose tensors no kernel supports (another
-device or dtype, unsupported widths or strides, llvmlite missing) is computed by its torch version in reference.py.
+Inputs and results are float32 or bfloat16; arithmetic is float32. If no kernel supports an operation's tensors, its
+torch version in reference.py computes it: another device or dtype, unsupported widths or strides, or llvmlite missing.
 """
 
 from collections.abc import Sequence as Items
@@ -15,7 +15,7 @@ from inference_server.kernels.jit.arguments import HeadNorms
 from inference_server.kernels.jit.kernel import ENOUGH_NS, Kernel, kernel
 
 _IS_BF16 = {torch.float32: False, torch.bfloat16: True}
-_MAX_LANES = 16  # kernels require widths that are multiples of it: whole vectors on every CPU
+_MAX_LANES = 16  # widths must be multiples of 16, so that they are whole vectors on every CPU
 _MAX_PREFILL_HEAD_DIM = 256
 _STACK_FLOATS = 64_000  # number of float32 values that always fit on a thread's stack
 
@@ -76,12 +76,12 @@ def rope_and_write(
         qkv: (num_tokens, (num_heads + 2 * num_kv_heads) * head_dim). With `norms`, queries and keys may be overwritten.
         cos: (num_tokens, head_dim), float32 or qkv's dtype, each angle in both halves.
         sin: The same for the sines.
-        keys: The layer's cache, (num_blocks, block_size, num_kv_heads, head_dim), float32 or bfloat16.
-        values: The same for the values.
+        keys: The layer's cached keys, (num_blocks, block_size, num_kv_heads, head_dim), float32 or bfloat16.
+        values: The layer's cached values, in the same shape and dtype.
         rows: (num_tokens,) int64, the cache row of each token: block * block_size + offset.
-        num_heads: Query heads.
-        num_kv_heads: Key and value heads.
-        norms: The norms of query and key heads, which come before the rotation; None for none.
+        num_heads: Number of query heads.
+        num_kv_heads: Number of key heads, and of value heads.
+        norms: RMS norms applied to query and key heads before the rotation; None: no norms.
 
     Returns:
         The rotated queries, (num_tokens, num_heads, head_dim).
@@ -136,7 +136,8 @@ def paged_decode_attention(
         scaling: The factor on the scores.
         sliding_window: The number of newest keys that are attended to; None for all.
         softcap: The limit c of c * tanh(score / c); None for no limit.
-        sinks: (num_heads,) float32, or None: one score for each head that is part of the softmax but has no value.
+        sinks: (num_heads,) float32: for each head, a score that is part of the softmax but has no value; None: no
+            sinks.
 
     Returns:
         (num_seqs, num_heads, value_dim) in the queries' dtype.
@@ -167,8 +168,8 @@ def prefill_attention_kernel(query_dtype: torch.dtype, keys: Tensor) -> Kernel |
 
     Args:
         query_dtype: float32 or bfloat16.
-        keys: The layer's cache, (num_blocks, block_size, num_kv_heads, head_dim). The kernel requires bfloat16, and
-            blocks and heads that are multiples of 32.
+        keys: The layer's cached keys, (num_blocks, block_size, num_kv_heads, head_dim). The kernel requires bfloat16, a
+            `block_size` that is a multiple of 32, and a `head_dim` that is a multiple of 32 and at most 256.
     """
     _, block_size, _, width = keys.shape
     if keys.dtype is not torch.bfloat16 or width % 32 or width > _MAX_PREFILL_HEAD_DIM or block_size % 32:
@@ -221,7 +222,7 @@ def paged_prefill_attention(
 
 
 class PrefillSegments:
-    """The table of segments that a prefill attention kernel reads: consecutive tokens of several sequences."""
+    """The table of segments that a prefill attention kernel reads. A segment is consecutive tokens of one sequence."""
 
     def __init__(self, starts: Items[int], lengths: Items[int], tables: Items[Tensor], first_row: int = 0) -> None:
         """Build the table.
@@ -245,7 +246,7 @@ class PrefillSegments:
 
 
 def _norms_fit(norms: HeadNorms, dtype: torch.dtype) -> bool:
-    """Return True if the kernel reads these norms: weights of whole vectors, in the activations' dtype."""
+    """Return True if the kernel can read these norms: weights of whole vectors, in the activations' dtype."""
     return all(
         weight.dtype is dtype and weight.is_contiguous() and weight.numel() % _MAX_LANES == 0
         for weight in (norms.query, norms.key)

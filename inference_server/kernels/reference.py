@@ -1,4 +1,4 @@
-"""Plain torch versions of the operations in ops.py: used where kernels cannot run, and as the tests' expected results.
+"""Computes the operations of ops.py with torch: used where kernels cannot run, and for the tests' expected results.
 
 Shapes and dtypes are the same as for the functions of the same names in ops.py.
 """
@@ -24,7 +24,10 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return each head x = (a, b) as (a cos - b sin, b cos + a sin). x (n, heads, head_dim), cos and sin (n, head_dim)."""
+    """Return each head (a, b) of `x` rotated to (a cos - b sin, b cos + a sin).
+
+    Shapes: `x` (n, heads, head_dim), `cos` and `sin` (n, head_dim).
+    """
     low, high = x.float().chunk(2, dim=-1)
     turned = torch.cat([-high, low], dim=-1)
     return (x.float() * cos.float()[:, None] + turned * sin.float()[:, None]).to(x.dtype)
@@ -41,7 +44,7 @@ def rope_and_write(
     num_kv_heads: int,
     norms: HeadNorms | None = None,
 ) -> Tensor:
-    """Normalise query and key heads if there are norms, write rotated keys and values, and return rotated queries."""
+    """Normalise query and key heads if there are norms, rotate them, write keys and values, and return the queries."""
     width = keys.shape[-1]
     heads = qkv.view(qkv.shape[0], num_heads + 2 * num_kv_heads, width)
     query, key, value = heads.tensor_split([num_heads, num_heads + num_kv_heads], dim=1)
@@ -75,7 +78,7 @@ def paged_decode_attention(
         seen &= positions >= lengths[:, None] - sliding_window
     blocks = block_table[:, : -(-longest // block_size)]
     blocks = blocks.where(torch.arange(blocks.shape[1], device=query.device) * block_size < lengths[:, None], 0)
-    key = keys[blocks.long()].flatten(1, 2)[:, :longest].float()  # (n, longest, K, D)
+    key = keys[blocks.long()].flatten(1, 2)[:, :longest].float()  # (n, longest, num_kv_heads, head_dim)
     value = values[blocks.long()].flatten(1, 2)[:, :longest].float().where(seen[:, :, None, None], 0.0)
     grouped = query.view(num_seqs, num_kv_heads, -1, width).float()
     scores = torch.einsum("nkgd,nlkd->nkgl", grouped, key) * scaling

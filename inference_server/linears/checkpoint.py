@@ -53,7 +53,7 @@ def narrow_dtype(folder: Path, precision: str, device: torch.device) -> torch.dt
 
 
 def widen_rest(model: nn.Module, dtype: torch.dtype) -> None:
-    """Convert every 16-bit tensor of a model to `dtype`, except the stacked weights of experts."""
+    """Convert every 16-bit tensor of a model to `dtype`, except the stacked weights and biases of experts."""
     for module in model.modules():
         if is_stack(module):
             continue

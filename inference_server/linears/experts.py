@@ -47,7 +47,8 @@ def expert_linears(stack: Any, expert: int, dtype: torch.dtype | None = None) ->
         dtype: The dtype of the weights; None for that of the parameters.
 
     Returns:
-        Gate and up as two layers, or the single layer before an activation without gate. Then the layer down.
+        First a list: gate and up as two layers, or the single layer before the activation if there is no gate. Then the
+        layer after the activation (down).
     """
     whole = _linear(stack, "gate_up_proj" if stack.has_gate else "up_proj", expert, dtype)
     down = _linear(stack, "down_proj", expert, dtype)
@@ -83,7 +84,7 @@ def has_silu_gate(stack: Any) -> bool:
 
 
 def activated(stack: Any, product: Tensor) -> Tensor:
-    """Return the inputs of the layer down, (num_rows, intermediate_size).
+    """Return the inputs of the layer after the activation (down), (num_rows, intermediate_size).
 
     Args:
         stack: A stack, with or without its parameters.

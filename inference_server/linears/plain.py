@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-GROUP = 32  # inputs that share a scale and a minimum in int4; layers whose width is not a multiple are not quantised
+GROUP = 32  # inputs that share a scale and a minimum in int4; int4 layers have a multiple of this number of inputs
 
 
 @dataclass(frozen=True, slots=True)

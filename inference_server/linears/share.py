@@ -9,9 +9,9 @@ from torch import nn
 from inference_server.linears.experts import is_stack, weight_names
 from inference_server.linears.plain import GROUP, as_linear, is_linear
 
-# A layer with fewer parameters than this share of the model is not named.
+# A class of layers with fewer parameters than this share of the model is not named.
 _SMALLEST_NAMED = 0.01
-# Formats of the weights of precisions that quantise.
+# Weight formats of the precisions that quantise.
 WEIGHT_FORMATS = {"bitsandbytes-int8": "int8", "int4": "int4"}
 
 

@@ -24,7 +24,7 @@ _NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.wei
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The matrices of one linear layer, float32."""
+    """The LoRA matrices of one linear layer, float32."""
 
     down: Tensor  # (rank, inputs)
     up: Tensor  # (outputs, rank), multiplied by the adapter's factor
@@ -54,7 +54,7 @@ class Adapter:
 
 
 def read_adapter(folder: Path, device: torch.device | None = None) -> Adapter:
-    """Read an adapter.
+    """Read the matrices of an adapter as float32, and multiply `up` by the adapter's factor.
 
     Args:
         folder: Folder with adapter_config.json and adapter_model.safetensors.

@@ -16,8 +16,8 @@ from inference_server.errors import UnsupportedModel
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 MAX_RANK = 256
 
-# Settings that do not make an adapter unsupported. This module reads or checks some of them (r, lora_alpha, bias). The
-# others describe the training, or the choice of modules, which the tensors' names also show.
+# Settings that do not make an adapter unsupported. This module reads or checks some of them, such as r, lora_alpha and
+# bias. The others describe the training, or the choice of modules, which the tensors' names also show.
 _SUPPORTED = {
     "alpha_pattern",
     "auto_mapping",
@@ -65,10 +65,10 @@ _EXPLANATIONS = {
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
-    """The part of an adapter's configuration that determines the factor on its matrices.
+    """The part of an adapter's configuration that determines the ranks and the factors of its matrices.
 
     Attributes:
-        rank: The rank of matrices without an entry in `rank_pattern`.
+        rank: The rank of matrices without an entry in the configuration's rank_pattern.
         alpha: The alpha of matrices without an entry in `alpha_pattern`.
         largest_rank: The largest rank that the configuration mentions.
         uses_square_root: The factor is alpha / sqrt(rank) instead of alpha / rank (rank-stabilized LoRA).
@@ -82,7 +82,7 @@ class AdapterConfig:
     alpha_pattern: Mapping[str, float]
 
     def factor(self, module: str, rank: int) -> float:
-        """Return the factor on the product of a module's matrices. `rank`: their rank."""
+        """Return the factor that multiplies the product of a module's matrices. `rank`: the matrices' rank."""
         alpha = self.alpha
         for pattern, value in self.alpha_pattern.items():
             if re.match(rf"(.*\.)?({pattern})$", module):

@@ -31,7 +31,7 @@ class GpuPasses:
 
     Attributes:
         attention: The GPU's attention.
-        fused: The fused decoder, or None if prompts run through the model's modules.
+        fused: The fused decoder; None if passes run through the model's modules.
         adapters: The LoRA adapters; None if there are none.
     """
 
@@ -52,9 +52,10 @@ class GpuPasses:
         Args:
             model: A transformers causal language model on a GPU.
             cache: The KV cache.
-            sampled: (max_seqs,) int64, the tokens that were sampled last; see DecodeInputs.
-            decode_by_modules: Computes one token of each sequence through the model's modules.
-            max_len: Tokens of the longest sequence; None for no CUDA graphs.
+            sampled: int64, one element for each row of a decode pass: the tokens that were sampled last; see
+                DecodeInputs.
+            decode_by_modules: Runs a decode pass through the model's modules.
+            max_len: Tokens of the longest sequence; None: record no CUDA graphs.
             invariant_rows: The only batch size of decode passes under batch invariance, else None.
             fuse: False runs the model's modules even if there is a fused decoder.
             adapters: The LoRA adapters that sequences may use.
@@ -62,7 +63,7 @@ class GpuPasses:
         Raises:
             UnsupportedModel: An adapter does not fit the model.
         """
-        # cuDNN builds a plan for every new length of a prompt, which takes about 0.4 s each time.
+        # cuDNN's attention is disabled, because it builds a plan for every new prompt length, in about 0.4 s each time.
         torch.backends.cuda.enable_cudnn_sdp(False)
         name, vocab_size = type(model).__name__, model.get_output_embeddings().out_features
         if reason := obstacle():
@@ -83,7 +84,7 @@ class GpuPasses:
         max_blocks = cache.num_blocks if max_len is None else -(-max_len // cache.block_size)
         self._inputs = DecodeInputs(sampled, max_blocks=max_blocks, block_size=cache.block_size)
         self._decode = self.fused.decode if self.fused else decode_by_modules
-        # Graphs of passes with adapters are separate, so that passes without adapters do not compute them.
+        # Passes with adapters have separate graphs, so that passes without adapters need not compute products of zeros.
         passes = [self._decode] + ([self._decode_adapted] if self.adapters else [])
         dtype = self.fused.dtype if self.fused else torch.float32
         self._graphs, *adapted = [
@@ -99,7 +100,7 @@ class GpuPasses:
         return ModuleAdapters(module_parts(model, adapters), adapters, model.dtype, model.device)
 
     def _decode_adapted(self, rows: DecodeRows) -> Tensor:
-        """Decode one position of each sequence, with the LoRA adapters named in the step's inputs."""
+        """Decode tokens with the LoRA adapters named in the step's inputs."""
         with self._adapted(rows.adapters):
             return self._decode(rows)
 
@@ -128,7 +129,7 @@ class GpuPasses:
                 self._adapted_graphs.record()
 
     def decode(self, tokens: DecodeTokens) -> Tensor:
-        """Decode one position of each sequence. See DecodeGraphs.decode."""
+        """Decode tokens, with the graphs for adapters if any token has one. See DecodeGraphs.decode."""
         if self._adapted_graphs is not None and any(tokens.adapters):
             return self._adapted_graphs.decode(tokens)
         return self._graphs.decode(tokens)

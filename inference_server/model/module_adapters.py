@@ -1,6 +1,6 @@
 """Adds LoRA adapters to a model that runs as torch modules: transformers' modules, or the fused decoder of a GPU.
 
-A hook on each adapted linear layer adds up · (down · x) to its result, with the adapter of each row of the pass. In
+A hook on each adapted linear layer adds up · (down · x) to its result, with the matrices of each row's adapter. In
 passes without adapters, each hook only makes one comparison.
 """
 
@@ -47,7 +47,7 @@ class _Matrices:
         rank = max(pair.rank for pair in pairs if pair is not None)
         self.columns = slice(part.first, part.first + part.num_outputs)
         shape = {"dtype": dtype, "device": device}
-        # Entry 0 is that of rows without an adapter.
+        # Entry 0, for rows without an adapter, stays zero.
         self.down = torch.zeros(len(pairs) + 1, rank, part.num_inputs, **shape)  # type: ignore[call-overload]
         self.up = torch.zeros(len(pairs) + 1, part.num_outputs, rank, **shape)  # type: ignore[call-overload]
         for index, pair in enumerate(pairs, start=1):
@@ -57,13 +57,16 @@ class _Matrices:
         self.adapted = {index for index, pair in enumerate(pairs, start=1) if pair is not None}
 
     def add_gathered(self, x: Tensor, out: Tensor, adapters: Tensor) -> None:
-        """Add each row's adapter to `out` (n, outputs). `adapters`: (n,) on the device. Never waits for the device."""
+        """Add up · (down · x) with each row's adapter to `out` (n, outputs). Never waits for the device.
+
+        `adapters`: the adapter of each row, (n,) on the device.
+        """
         indices = adapters.long()
         ranks = torch.bmm(self.down.index_select(0, indices), x.to(self.down.dtype)[:, :, None])
         out[:, self.columns] += torch.bmm(self.up.index_select(0, indices), ranks)[:, :, 0].to(out.dtype)
 
     def add_grouped(self, x: Tensor, out: Tensor, groups: list[Group]) -> None:
-        """Add the adapters of groups of rows to `out` (n, outputs)."""
+        """Add up · (down · x) with the adapter of each group of rows to `out` (n, outputs)."""
         for group in groups:
             if group.adapter not in self.adapted:
                 continue
@@ -148,7 +151,7 @@ class _Ungated(nn.Module):
     """Gate and up of a fused MLP as one layer without silu(gate) * up: the outputs of gate, then those of up."""
 
     def __init__(self, linear: nn.Module) -> None:
-        """`linear`: the layer whose outputs alternate: 16 of gate, then the matching 16 of up."""
+        """Wrap `linear`, whose outputs alternate between 16 of gate and the matching 16 of up."""
         super().__init__()
         self._linear = linear
 
@@ -211,7 +214,7 @@ def module_parts(model: Any, adapters: Items[Adapter]) -> dict[str, LayerPart]:
 
 
 def _features(module: Any) -> tuple[int, int] | None:
-    """Return outputs and inputs of a linear layer, or None for another module."""
+    """Return the numbers of outputs and inputs of a linear layer, or None for another module."""
     for outputs, inputs in (("out_features", "in_features"), ("nf", "nx")):  # nf and nx: Conv1D of GPT-2
         if isinstance(getattr(module, outputs, None), int) and isinstance(getattr(module, inputs, None), int):
             return getattr(module, outputs), getattr(module, inputs)

@@ -40,7 +40,7 @@ WARM_UP_LENGTHS = (1, 4, 16, 32, 64, 128)
 
 @dataclass(frozen=True, slots=True)
 class PromptPiece:
-    """Consecutive prompt tokens of a sequence, from position `start`, cached in blocks `block_ids`."""
+    """Consecutive prompt tokens of a sequence, from position `start` on, cached in blocks `block_ids`."""
 
     block_ids: Items[int]
     start: int
@@ -51,7 +51,7 @@ class PromptPiece:
 
 @dataclass(slots=True)
 class NextToken:
-    """The newest token of a sequence, at `position`, cached in blocks `block_ids`.
+    """A token to decode: a sequence's newest token or a draft token, at `position`, cached in blocks `block_ids`.
 
     A negative `token_id` -(k + 1) refers to row k of ModelRunner.sampled, if the runner supports overlap. `adapter`: see
     PromptPiece.
@@ -70,9 +70,10 @@ class ModelRunner:
         device: The device of the model and the cache.
         cache: The KV cache, whose first block is the scratch block.
         attention: The device's attention.
-        sampled: (max_seqs,) int64 on the device, for the tokens that were sampled last; see NextToken.
+        sampled: int64 on the device, of at least `max_seqs` elements, for the tokens that were sampled last; see
+            NextToken.
         vocab_size: The width of the logits.
-        model: The transformers model; None if every pass is a program of compiled kernels or a fused decoder.
+        model: The transformers model; None if DecoderWeights or a fused decoder replace it.
     """
 
     def __init__(
@@ -99,9 +100,9 @@ class ModelRunner:
             block_size: Tokens of a block.
             max_len: Tokens of the longest sequence. If given, decode passes on a GPU can be recorded as CUDA graphs.
             max_seqs: The largest number of sequences of a decode pass on a GPU.
-            invariant_rows: If given, decode passes on a GPU are padded to this number of rows. Passes by modules on a CPU
-                then compute one row, because torch's attention rounds differently beside a longer sequence. Prompts are
-                computed one by one. So the shapes of matrix products do not depend on the batch composition.
+            invariant_rows: If given, results do not depend on the batch composition. Decode passes on a GPU are padded
+                to this number of rows. On a CPU, decode passes by modules compute one row at a time, because torch's
+                attention rounds differently beside a longer sequence. Prompts are computed one by one.
             cache_dtype: The dtype of keys and values; None for the activations' dtype.
             use_kernel_programs: False runs a transformers model module by module even if a kernel program or a fused
                 decoder supports it.
@@ -152,7 +153,7 @@ class ModelRunner:
 
     @property
     def depends_on_threads(self) -> bool:
-        """Return True if the number of the CPU's threads may change the results: torch's operations compute a part of them.
+        """Return True if the number of CPU threads may change the results, because torch computes a part of them.
 
         The results of kernel programs and of a GPU are bit-identical for any number of threads.
         """
@@ -210,9 +211,9 @@ class ModelRunner:
         """Run one token through every layer, in the scratch block. The first call also allocates the cache.
 
         Raises:
-            UnsupportedModel: The model uses a kind of attention that this server does not support: layers without keys
-                (state space, shared layers), chunked attention, or sliding windows that transformers passes only as
-                masks.
+            UnsupportedModel: The model uses a kind of attention that this server does not support. These are layers
+                without keys (state space, shared layers), chunked attention, and sliding windows that transformers
+                passes only as masks.
         """
         if self.model is None:
             self.prefill([PromptPiece([SCRATCH_BLOCK], 0, [0], wants_logits=True)])
@@ -236,7 +237,7 @@ class ModelRunner:
 
     @torch.inference_mode()
     def prefill(self, pieces: Items[PromptPiece]) -> Tensor:
-        """Compute prompt tokens. Returns the logits of the pieces that need them, (num_pieces, vocab_size) float32."""
+        """Compute prompt tokens. Returns float32 logits of shape (number of pieces with `wants_logits`, vocab_size)."""
         if self._invariant_rows is None or len(pieces) == 1:
             return self._prefill(pieces)
         return torch.cat([self._prefill([piece]) for piece in pieces])
@@ -287,10 +288,10 @@ class ModelRunner:
 
     @torch.inference_mode()
     def decode(self, tokens: Items[NextToken]) -> Tensor:
-        """Decode one position of each sequence.
+        """Decode tokens. A sequence may have several: its newest token, then draft tokens at the next positions.
 
-        Returns logits (num_seqs, vocab_size) float32, which the caller may change. On a GPU they are a new tensor. On a CPU
-        the next call of `decode`, `prefill` or `mixed` may overwrite them.
+        Returns logits (num_tokens, vocab_size) float32, which the caller may change. On a GPU they are a new tensor. On
+        a CPU the next call of `decode`, `prefill` or `mixed` may overwrite them.
         """
         decoded = self._decoded(tokens)
         if self._cpu_forward is not None:
@@ -329,7 +330,7 @@ class ModelRunner:
             token_ids: (num_rows, num_columns) int64.
             positions: (num_rows, num_columns) int64.
             wanted: (num_wanted,) int64, the columns whose logits are needed.
-            batch: The sequences' rows and blocks in the KV cache.
+            batch: The tokens' rows, and the sequences' blocks, in the KV cache.
 
         Returns:
             Logits (num_rows, num_wanted, vocab_size) float32.

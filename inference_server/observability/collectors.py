@@ -1,6 +1,6 @@
 """Collectors that read plain numbers and convert them to Prometheus metrics at each scrape.
 
-They are used for values that change with every token or on the engine's thread. A Counter or a Histogram of
+They export values that change with every token, or that the engine's thread changes. A Counter or a Histogram of
 prometheus_client would acquire a lock for each change, which takes microseconds.
 """
 
@@ -132,7 +132,7 @@ class LabeledCounters(Collector):
     """A counter metric with the labels `model` and `account`, whose counters have no lock."""
 
     def __init__(self, name: str, description: str) -> None:
-        """Create the metric with its full name, without `_total`, and its help text."""
+        """Create the metric. `name`: its full name without `_total`; `description`: its help text."""
         self._name = name
         self._description = description
         self._counters: dict[tuple[str, str], PlainCounter] = {}

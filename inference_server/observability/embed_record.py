@@ -29,7 +29,7 @@ class EmbedRecord:
             metrics: The server's metrics.
             request: The request, which need not be valid.
             request_id: Its id.
-            is_known: True if the server has loaded the requested model.
+            is_known: True if the server serves the requested model.
             deadline: Seconds from now until the client's deadline; None: no deadline.
         """
         self._metrics = metrics

@@ -54,7 +54,7 @@ _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_0
 class Metrics:
     """The metrics of one server, in a separate registry.
 
-    Counters and histograms have the label `model`, some of them a second one.
+    The counters and histograms of requests have the label `model`; some have a second label.
     """
 
     def __init__(self) -> None:
@@ -123,7 +123,7 @@ class Metrics:
         """Create the series of these models with the value 0.
 
         Prometheus' rate() does not include the first value of a series that did not exist before. Series with the
-        labels `account` or `reason` are not created, because their values are not known in advance.
+        labels `account` or `reason` are created only with their first value.
         """
         for model in models:
             self.accepted.labels(model)
@@ -137,7 +137,7 @@ class Metrics:
             self.token_gaps.of(model)
 
     def account(self, account: str) -> str:
-        """Return the label of an account: its name for the first 100 accounts, then "other"; "none" for an empty name."""
+        """Return the label of an account: its name for the first 100 accounts, then "other"; "none" without a name."""
         if not account:
             return "none"
         if account not in self._accounts:

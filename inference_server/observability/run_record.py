@@ -30,7 +30,7 @@ class RunRecord:
             metrics: The server's metrics.
             request: The request, which need not be valid.
             request_id: Its id.
-            is_known: True if the server has loaded the requested model.
+            is_known: True if the server serves the requested model.
             deadline: Seconds from now until the client's deadline; None: no deadline.
         """
         self._metrics = metrics
@@ -52,7 +52,7 @@ class RunRecord:
         self._completed: Completed | None = None
 
     def accept(self) -> None:
-        """Count the request as accepted by the engine."""
+        """Count the request as accepted."""
         self._accepted = time.monotonic()
         account = self._metrics.account(self._request.account)
         self._metrics.accepted.labels(self._model).inc()
@@ -125,9 +125,9 @@ class RunRecord:
     def _count_end(self, timings: Timings, seconds: float) -> None:
         """Update the metrics of an accepted request that has ended after `seconds`.
 
-        Failed and cancelled requests count in the queue time, and in the prefill time if they had a first token.
-        Without requests that were cancelled in the queue, the queue time would look too short. The other histograms
-        that this method updates cover completed requests only.
+        The queue time includes failed and cancelled requests: without those that were cancelled in the queue, it would
+        look too short. It excludes batch requests. The prefill time includes all requests that had a first token. The
+        other histograms that this method updates cover completed requests only.
         """
         metrics, model = self._metrics, self._model
         metrics.ended.labels(model, self.outcome if self.outcome in (COMPLETED, CANCELLED) else FAILED).inc()

@@ -1,8 +1,8 @@
 """Prepares the default models before the first start: python -m inference_server.serving.ahead_of_time
 
-The build of a container image runs this command after it has installed the packages of the models. The files are stored in
-the package, in the folder `prepared` (weights/gguf/description.py): the tokenizer, the configuration, and a plan for each
-precision. They contain no weights, which stay in the GGUF files.
+The build of a container image runs this command after it has installed the packages of the models. The command stores
+each model's tokenizer, configuration and plans in the folder `prepared` (see weights/gguf/description.py). These files
+contain no weights, which stay in the GGUF files.
 """
 
 import logging
@@ -19,7 +19,7 @@ from inference_server.weights.gguf.description import prepared_folder
 from inference_server.weights.prepare import prepare
 from inference_server.weights.source import Weights
 
-# Those of the default catalog as a CPU uses them. float32 needs no plan.
+# Precisions that the models of the default catalog can have on a CPU. float32 is left out, because it needs no plan.
 PRECISIONS: tuple[Precision, ...] = ("int4", "bitsandbytes-int8", "bfloat16")
 
 
@@ -30,9 +30,9 @@ def gguf_sources() -> list[Weights]:
 
 
 def prepare_all(folder: Path) -> int:
-    """Write the descriptions and plans of every source to `folder`, and print one line for each. Returns their number.
+    """Write the description and the plans of every source to `folder`. Returns the number of sources.
 
-    A plan depends on the setting batch_invariant, so that there is one for each of its values.
+    Each source has a plan for every precision and every value of the setting batch_invariant. Prints a line per plan.
     """
     sources = gguf_sources()
     with tempfile.TemporaryDirectory() as cache:

@@ -26,14 +26,14 @@ logger = logging.getLogger(__name__)
 _GIB = 2**30
 # Share of the free memory for weights and KV cache. The rest is for activations and for other programs.
 _USABLE = 0.9
-# Largest share of the memory left after the weights for the keys and values of one sequence of full length.
+# Largest share of the memory left after the weights that keys and values of one sequence of full length may take.
 _ONE_SEQUENCE = 0.5
 # Window of a model whose configuration states none, and the granularity of a window that is reduced to fit, in tokens.
 _USUAL_WINDOW, _WINDOW_STEP = 4096, 256
-# A precision is chosen only if at least this window fits into memory together with the weights.
+# A precision fits into memory if there is space for the weights and a window of this many tokens.
 _LEAST_WINDOW = 2048
 _LONGEST_REPLY = 8192
-# Embedding models up to this size are kept in float32.
+# Embedding models whose float32 weights take at most this many bytes are kept in float32.
 _SMALL_BYTES = _GIB
 _INT4_BITS = 4
 
@@ -67,7 +67,7 @@ def complete(
 
 
 def _memory(device: torch.device, *, is_constant: bool) -> int:
-    """Return the memory in bytes for which precision and lengths are chosen.
+    """Return the memory into which the models must fit, in bytes.
 
     Args:
         device: Device of the models.
@@ -98,13 +98,13 @@ def model_path(weights: Weights, cache_dir: Path, *, may_fetch: bool) -> Path | 
 
 
 def _chosen(entry: CatalogEntry, path: Path, device: torch.device, share: int) -> CatalogEntry:
-    """Return an entry without open properties.
+    """Return an entry with a value for every open property.
 
     Args:
         entry: The entry.
-        path: Its GGUF file, or a folder with its configuration.
-        device: The device.
-        share: Memory for its weights and its KV cache, in bytes.
+        path: GGUF file of the model, or a folder with its configuration.
+        device: Device of the model.
+        share: Memory for the model's weights and KV cache, in bytes.
     """
     shape = read_shape(path)
     if "task" in entry.open_keys and path.is_dir() and is_encoder(read_config_file(path), path):

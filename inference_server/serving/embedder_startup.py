@@ -47,10 +47,12 @@ async def load_embedders(
         on_broken: Called when an engine has failed and cannot continue.
 
     Returns:
-        The loaded models by name. An optional entry that cannot be served is left out, with a warning.
+        The loaded models by name. Entries of one engine that cannot be served are left out, with a warning, if all of
+        them are optional.
 
     Raises:
-        ConfigurationError: An entry cannot be served; the message names the entry.
+        ConfigurationError: An entry cannot be served, and it or another entry of its engine is not optional. The
+            message names the entries.
     """
     groups: dict[tuple[Weights, Precision], list[CatalogEntry]] = {}
     for entry in entries:
@@ -75,7 +77,7 @@ def _check_memory(weights: Weights, precision: Precision, cache_dir: Path) -> No
     """Check, before an embedding model is loaded, that its weights fit into the free memory of a CPU.
 
     Raises:
-        ConfigurationError: They do not fit, or the configuration is not available.
+        ConfigurationError: The weights do not fit, or the configuration is not available.
     """
     path = model_path(weights, cache_dir, may_fetch=True)
     shape = read_shape(path) if path is not None and path.exists() else None
@@ -102,7 +104,8 @@ async def _start(
         waiting_tokens=settings.max_waiting_tokens,
         account_slots=settings.max_account_seqs,
     )
-    # Batch-invariant: each text is a batch by itself, because a product's rounding may depend on its number of rows.
+    # For batch-invariant vectors, each text is a batch by itself: the rounding of a matrix product may depend on its
+    # number of rows.
     batch_tokens = 1 if settings.batch_invariant else _BATCH_TOKENS[device.type]
     engine = EmbeddingEngine(
         loaded.encoder,
@@ -143,4 +146,4 @@ async def _start(
 
 
 def _nothing() -> None:
-    """Do nothing."""
+    """Do nothing when an engine's thread starts."""

@@ -1,4 +1,4 @@
-"""Groups catalog entries by the engine that they share, refuses unsupported models, and limits lengths to a window."""
+"""Groups catalog entries by the engine that they share, refuses unsupported models, and computes an entry's window."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -48,7 +48,8 @@ def refuse_unsupported_models(groups: Mapping[EngineKey, Sequence[CatalogEntry]]
         cache_dir: The server's cache folder, for configurations that are downloaded.
 
     Raises:
-        ConfigurationError: A model's architecture is not supported; the message names the entry and the architecture.
+        ConfigurationError: A model's architecture is not supported, or its configuration is not available. The message
+            names the model and the reason.
     """
     for key, group in groups.items():
         if key.engine != "tailrace":
@@ -74,7 +75,10 @@ def _adapters(entries: Iterable[CatalogEntry]) -> tuple[Path, ...]:
 
 
 def window(entry: CatalogEntry, max_tokens: int | None) -> int:
-    """Return the longest prompt and reply together, in tokens: the sum of the entry's limits, or a lower limit on both.
+    """Return the longest prompt and reply together, in tokens.
+
+    It is the sum of the entry's context length and sequence length, but at most `max_tokens` and the entry's window
+    limit.
 
     Args:
         entry: The entry.

@@ -17,7 +17,7 @@ from inference_server.serving.catalog import CatalogEntry
 
 @dataclass(frozen=True, slots=True)
 class PreparedTexts:
-    """Texts as tokens. `prompt_tokens`: number of tokens of all texts after cutting, including control tokens."""
+    """Tokenised texts. `prompt_tokens`: total number of their tokens after truncation, including control tokens."""
 
     texts: list[PackedText]
     prompt_tokens: int
@@ -54,7 +54,7 @@ class HostedEmbedder:
     def prepare(
         self, texts: Items[str], *, pooling: Pooling | None, dimensions: int | None, refuses_long_texts: bool
     ) -> PreparedTexts:
-        """Return the tokens of texts. Takes a second for a megabyte of text, so this must not run on the event loop.
+        """Tokenise texts. A megabyte of text takes a second, so this must not run on the event loop.
 
         Args:
             texts: The texts, at least one.
@@ -63,7 +63,8 @@ class HostedEmbedder:
             refuses_long_texts: If False, texts that are longer than `context_length` are truncated.
 
         Raises:
-            InvalidField: The model has fewer dimensions, or a text has no tokens, or a token that the model lacks.
+            InvalidField: The model has fewer than `dimensions` dimensions, or a text has no tokens, or a token id
+                outside the model's vocabulary.
             PromptTooLong: A text is longer than `context_length`, and `refuses_long_texts` is True.
         """
         if dimensions is not None and dimensions > self.dimensions:

@@ -33,8 +33,8 @@ class HostedModel:
         grammars: Compiles constraints for replies.
         tool_format: Syntax of tool calls.
         thoughts: Finds the thoughts in the model's replies; None: replies are not searched for thoughts.
-        sampling: Sampling parameters of requests that do not set them, by their names in SAMPLING_FIELDS.
-        adapters: The entry's LoRA adapters: the position of each in the engine's list, from 1, by name.
+        sampling: Default values of sampling parameters, by their names in SAMPLING_FIELDS.
+        adapters: Positions of the entry's LoRA adapters in EngineKey.adapters, from 1, by name.
     """
 
     task: ClassVar[Literal["generation"]] = "generation"
@@ -66,7 +66,7 @@ class HostedModel:
         return max(0, limit if wanted is None else min(limit, wanted))
 
     def adapter(self, name: str) -> int:
-        """Return the position of a LoRA adapter in the engine's list, from 1; 0 for an empty name.
+        """Return the position of a LoRA adapter in EngineKey.adapters, from 1; 0 for an empty name.
 
         Raises:
             UnknownAdapter: The model has no adapter of this name.
@@ -95,7 +95,7 @@ class HostedModel:
         Args:
             request: The request.
             thoughts: State of the thoughts at the end of the prompt.
-            shows_calls: True if the text includes the control tokens that begin tool calls.
+            shows_calls: True if the text includes the control tokens of tool calls.
         """
         decoder = self.prompts.decoder
         visible = visible_control_tokens(self.tool_format) if shows_calls else frozenset()
@@ -105,7 +105,12 @@ class HostedModel:
         return self.thoughts.text(reply_detokenizer(decode, request), request.stop, thoughts)
 
     def constrain(self, constraint: Constraint, thoughts: ThoughtState) -> Constraint:
-        """Return a constraint that applies after the reply's thoughts. `thoughts`: their state at the end of the prompt."""
+        """Return a constraint that applies after the reply's thoughts.
+
+        Args:
+            constraint: Constraint of the text after the thoughts.
+            thoughts: State of the thoughts at the end of the prompt.
+        """
         return constraint if self.thoughts is None else self.thoughts.constrain(constraint, thoughts)
 
     def submit(self, request: GenerationRequest, text: ReplyText | ThoughtfulReplyText | None = None) -> Reply:

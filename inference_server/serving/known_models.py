@@ -33,14 +33,15 @@ class KnownModel:
         context_length: Workers AI's context window in tokens, at most the model's own; None: unknown.
         sequence_length: Longest reply in tokens; None: no separate limit.
         shape: Form of the model's REST replies.
-        features: Features that Workers AI documents for it.
-        runs_on: The engine that can run the weights here.
-        obstacle: Why the native engine cannot run them, a clause; empty if it can.
-        sampling: Sampling parameters by their names in SAMPLING_FIELDS, as in CatalogEntry.
+        features: Features that Workers AI documents for the model.
+        runs_on: The engine of this server that can run the weights.
+        obstacle: Reason for which the native engine cannot run the weights, as a clause; empty if it can.
+        sampling: Default values of sampling parameters, by their names in SAMPLING_FIELDS; None: no such values.
         tool_format: Syntax of tool calls; None: the one that the chat template uses.
         reasoning_format: Format of thoughts; None: the one that the chat template contains.
         is_removed: True if Cloudflare removed the model, and answers its name with error 5028.
-        small_stand_in: Repository of small open weights for a machine without a GPU; None: there is no such repository.
+        small_stand_in: Hub repository of a small substitute model with open weights, for a machine without a GPU; None:
+            there is no such repository.
     """
 
     name: str

@@ -1,8 +1,9 @@
 """Turns the names of TAILRACE_MODELS and of the command line into catalog entries.
 
-A name is a folder, a GGUF file or a hub id: `owner/name` or `owner/name:file.gguf`, each with `@revision` after the id. It
-may also be a name of Workers AI's catalogue, of the default catalog or of the catalog in use. The last part of such a
-name is sufficient if it is unique. Does not import torch and downloads nothing.
+A name is a folder, a GGUF file, or a hub id such as `owner/name` or `owner/name:file.gguf`. `@revision` may follow
+`owner/name`. The URL of a hub page is also accepted. Other names are those of Workers AI's catalogue, of the default
+catalog or of the catalog in use. The last part of such a name is sufficient if it is unique. Does not import torch and
+downloads nothing.
 """
 
 import difflib
@@ -35,7 +36,9 @@ _MAX_LISTED = 8  # names in an error message
 
 
 def configured_entries(settings: Settings) -> list[CatalogEntry]:
-    """Return the models that the settings name: those of TAILRACE_MODELS, else those of the catalog.
+    """Return the entries of the models in TAILRACE_MODELS, or else those of the catalog.
+
+    The settings `precision` and `max_context` are applied to them.
 
     Raises:
         ConfigurationError: A name or the catalog cannot be used.
@@ -53,7 +56,8 @@ def entries_of(names: Sequence[str], catalog: Path = DEFAULT_CATALOG) -> list[Ca
 
     Args:
         names: The names.
-        catalog: The catalog file in use. Its names precede those of Workers AI's catalogue, unless it is the default one.
+        catalog: The catalog file in use. Its names take precedence over those of Workers AI's catalogue, except in the
+            default catalog.
 
     Raises:
         ConfigurationError: There are no names, a name matches no model or several, or two models have the same name.
@@ -108,7 +112,10 @@ def _named_like(page: re.Match[str]) -> str:
 
 
 def _listed(name: str, names: Iterable[str]) -> str | None:
-    """Return the one of `names` that `name` equals or abbreviates. Raises ConfigurationError if there are several."""
+    """Return the one of `names` that `name` equals or abbreviates, or None. Raises ConfigurationError for several."""
+    names = list(names)
+    if name in names:
+        return name
     if "/" in name and not name.startswith("@"):  # a hub id, even if it differs from a name only in the case of letters
         return None
     try:
@@ -118,7 +125,7 @@ def _listed(name: str, names: Iterable[str]) -> str | None:
 
 
 def _path_entry(name: str, path: Path) -> CatalogEntry:
-    """Return the entry of a folder or of a GGUF file. Raises ConfigurationError if it is neither."""
+    """Return the entry of a folder or of a GGUF file. Raises ConfigurationError if there is no model at `path`."""
     if not path.exists():
         raise ConfigurationError(f"there is no file or folder {name}")
     if path.is_file() and path.suffix != _GGUF:

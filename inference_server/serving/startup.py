@@ -1,7 +1,7 @@
 """Loads the models of the catalog and starts their engines.
 
-Entries with the same weights, precision and engine arguments share one engine: the weights are loaded once, and their
-requests run in one batch.
+Entries with the same weights, precision and engine arguments share one engine. Their weights are loaded once, and
+requests for any of these entries run in the same batch.
 """
 
 import asyncio
@@ -116,7 +116,7 @@ async def _load_generators(
         device: Device of the native engine.
         on_broken: Called when an engine has failed and cannot continue.
         builders: A function for each engine that returns its builder.
-        embedding: Task that loads the embedding models. On a GPU, the KV caches are made after its end.
+        embedding: Task that loads the embedding models. On a GPU, the KV caches are allocated after its end.
     """
     groups = group_entries(entries, device)
     await in_daemon_thread(partial(refuse_unsupported_models, groups, settings.cache_dir))

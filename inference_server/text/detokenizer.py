@@ -31,7 +31,7 @@ class Detokenizer:
 
         Args:
             decode: Function from token ids to text.
-            context_ids: Last tokens of the prompt that the text continues; empty: the text is independent of it.
+            context_ids: Last tokens of the prompt that the text continues; empty: the text does not continue a prompt.
         """
         self._decode = decode
         context = list(context_ids)
@@ -145,7 +145,7 @@ def overlap(text: str, stop: str) -> int:
 
     `text` must not contain the whole of `stop`.
     """
-    # This runs for every token of a reply with stop strings or thoughts. Most texts do not contain stop's first character.
+    # This runs for every token of a reply with stop strings or thoughts. Most texts lack the first character of `stop`.
     position = text.find(stop[0], max(0, len(text) - len(stop) + 1))
     while position >= 0:
         if stop.startswith(text[position:]):

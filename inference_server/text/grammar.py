@@ -1,6 +1,7 @@
 """Compiles grammars that constrain a reply: any JSON object, a document that fits a JSON Schema, or a tool call.
 
-llguidance matches the generated tokens and computes the tokens that may come next. Does not depend on torch or an engine.
+llguidance matches the generated tokens, and computes the tokens that may come next. Does not depend on torch or an
+engine.
 """
 
 import json
@@ -21,8 +22,8 @@ from inference_server.text.tools.call_grammar import JSON_OPTIONS
 
 _WORD_BITS = 32
 _LARGE_VOCABULARY = 65_536  # tokens
-# Limits for a client's schema, in addition to llguidance's own limits on the work for a mask (about 20 ms). A state
-# takes up to 2 KB. Errors do not include the schema.
+# Limits for a client's schema, in addition to llguidance's own limits on the work for a mask (about 20 ms). A lexer
+# state takes up to 2 KB. Without verbose errors, messages do not include the schema.
 _LIMITS = {"max_lexer_states": 20_000, "max_grammar_size": 100_000, "verbose_errors": False}
 # Maximum CPU time for one mask. A reply that exceeds it fails, because all other sequences wait for the step.
 _MAX_STEP_SECONDS = 0.15
@@ -111,7 +112,7 @@ class Grammars:
         return self._constraint(LLMatcher.grammar_from_lark(grammar), Grammar("lark", grammar))
 
     def literal(self, text: str) -> str:
-        """Return `text` as a term of a Lark grammar: the control token of that text, if the tokenizer has one."""
+        """Return `text` as a term of a Lark grammar: the added token with this text if there is one, else a string."""
         token_id = self._added_tokens.get(text)
         return json.dumps(text) if token_id is None else f"<[{token_id}]>"
 
@@ -121,7 +122,10 @@ class Grammars:
         return GrammarMatcher(grammar, self._matcher(serialized, grammar), self._vocab_size, self._num_tokens)
 
     def _matcher(self, serialized: str, grammar: Grammar) -> Any:
-        """Return a new matcher: a copy of a kept one, or one that is compiled now. Equal grammars are compiled once."""
+        """Return a new matcher: a copy of a kept one, or one that is compiled now.
+
+        If several threads request equal grammars at the same time, only one of them compiles.
+        """
         with self._lock:
             if (kept := self._kept.get(grammar)) is not None:
                 self._kept.move_to_end(grammar)
@@ -230,7 +234,7 @@ class GrammarMatcher:
 
 
 def parsed_schema(schema: str) -> dict[str, Any]:
-    """Return a JSON Schema that is given as text. Raises GrammarError if it is not one, or allows no document."""
+    """Parse the text of a JSON Schema. Raises GrammarError if it is not a schema, or allows no document at all."""
     try:
         parsed = json.loads(schema)
     except (ValueError, RecursionError):

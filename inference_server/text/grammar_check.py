@@ -1,7 +1,7 @@
 """Checks costly grammars in a separate process before this process compiles them.
 
-llguidance bounds most of its work, but not all: some schemas of a hundred characters compile for minutes, which no thread
-can interrupt. The process (grammar_worker.py) starts with the first such grammar. Thread-safe.
+llguidance bounds most of its work, but not all: some schemas of a hundred characters compile for minutes, and no thread
+can interrupt the compilation. The process (grammar_worker.py) starts with the first costly grammar. Thread-safe.
 """
 
 import itertools
@@ -19,15 +19,15 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from typing import Any
 
-# Limits of a grammar's CPU time and memory in the worker. The wall-clock time may be longer, because the worker shares the
-# CPU with the model.
+# Limits of a grammar's CPU time and memory in the worker. The wall-clock time may be longer, because the worker shares
+# the CPU with the model.
 CPU_SECONDS = 0.5
 MEMORY_BYTES = 256 * 2**20
 # Longest wall-clock time of a check, after which the grammar is refused, and longest time for the start of the worker.
 WAIT_SECONDS = 1.5
 _START_SECONDS = 10.0
 
-# A grammar is cheap if it is short, and has none of these: regular expressions, multiples, intersections, large numbers.
+# A cheap grammar is short, and has none of these: regular expressions, multiples, intersections, large numbers.
 _MAX_CHEAP_LENGTH = 8_192
 _COSTLY = re.compile(
     r'"(?:pattern|patternProperties|propertyNames|multipleOf|allOf|not)\\?"|& /|[0-9]{5}|[0-9][eE][+-]?[0-9]'
@@ -86,9 +86,14 @@ class GrammarCheck:
         self._worker: _Worker | None = None
 
     def run(self, grammar: str) -> int:
-        """Compile a grammar in the worker. Returns the memory in bytes that it takes; 0 where processes cannot fork.
+        """Compile a grammar in the worker. Returns the grammar's memory in bytes, or 0 where processes cannot fork.
 
-        `grammar`: llguidance's serialised form. Raises ValueError with llguidance's message, or TOO_SLOW.
+        Args:
+            grammar: The grammar in llguidance's serialised form.
+
+        Raises:
+            ValueError: The grammar cannot be compiled, or the worker ended. The message for a grammar is llguidance's,
+                or TOO_SLOW.
         """
         if not hasattr(os, "fork"):
             return 0
@@ -131,7 +136,10 @@ class _Worker:
         self._send(setup, tokenizer)
 
     def check(self, grammar: str) -> dict[str, Any] | None:
-        """Return the worker's result, or None if it ended."""
+        """Return the worker's result, or None if the worker has ended.
+
+        If the worker sends no result within WAIT_SECONDS, the result is the error TOO_SLOW.
+        """
         self._ready.wait(_START_SECONDS)
         number, future = next(self._numbers), Future[dict[str, Any] | None]()
         with self._lock:
@@ -192,7 +200,7 @@ def _read(reference: "weakref.ref[_Worker]", lines: Any) -> None:
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """Kill the process and close its pipes. Closing its input alone would end it only after its current work."""
+    """Kill the process and close its pipes. If only its input were closed, it would first finish its current work."""
     process.kill()
     process.wait()
     for stream in (process.stdin, process.stdout):

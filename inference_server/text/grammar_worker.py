@@ -1,10 +1,10 @@
 """Compiles grammars in processes that may be killed. grammar_check.py starts this program, which imports nothing of
 this project.
 
-Reads a line of JSON with the setup, the tokenizer's file in one line, then two lines for each grammar. A line with
-`kill` ends the compilation of a grammar. Each grammar is compiled in a fork of this process, with limits on its CPU
-time and memory, and then tested with a few random tokens. Writes a line of JSON for each grammar. Ends when its
-standard input ends.
+Reads a line of JSON with the setup, the tokenizer's file in one line, then two lines for each grammar: its number and
+its text. A line with `kill` ends the compilation of a grammar. Each grammar is compiled in a fork of this process, with
+limits on its CPU time and memory, and then tested with a few random tokens. Writes a line of JSON when it is ready, and
+one for each grammar. Ends when its standard input ends.
 """
 
 import json
@@ -75,7 +75,7 @@ def startable(waiting: Iterable[int], num_running: int) -> list[int]:
 
 
 def _slow_down(jobs: "Iterable[_Job]") -> None:
-    """Give compilations that take longer than _SHORT_SECONDS the lowest priority, so that the model gets the CPU first."""
+    """Give the lowest priority to compilations that take longer than _SHORT_SECONDS: the model gets the CPU first."""
     for job in jobs:
         if not job.is_slow and time.monotonic() - job.started > _SHORT_SECONDS:
             job.is_slow = True

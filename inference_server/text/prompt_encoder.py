@@ -1,4 +1,4 @@
-"""Converts prompts to token ids: applies the chat template, and adds control tokens and one beginning-of-sequence token.
+"""Converts prompts to token ids: applies the chat template, and adds the control tokens.
 
 Text of a client never becomes a control token, except in raw prompts if `raw_control_tokens` is set. Before the
 template is rendered, private-use characters replace two kinds of strings in the client's text. The first looks like a
@@ -28,7 +28,7 @@ from inference_server.text.tokenizer_copy import copy_tokenizer
 from inference_server.text.tool_formats import Tool
 
 _PRIVATE_USE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
-# With a longer control token, the pattern is a list of alternatives instead of a tree: Python limits its nesting.
+# With a longer control token, the pattern is a list of alternatives instead of a tree: Python limits nesting.
 _LONGEST_IN_TREE = 100
 # Two Unicode noncharacters, which ordinary text does not contain. `_encode_segment` handles text that contains them.
 _MARK = "\U0010fffe\U0010ffff"
@@ -72,7 +72,7 @@ class PromptEncoder:
         self.chats = ChatPrompts(template, self.reasoning)
         self._raw_control_tokens = raw_control_tokens
         self._marked: Tokenizer = tokenizer.backend_tokenizer  # control tokens in text are recognised
-        # A tokenizer's file may enable both, but a prompt must be neither truncated nor padded.
+        # A tokenizer's file may enable truncation and padding, but a prompt must be neither truncated nor padded.
         self._marked.no_truncation()
         self._marked.no_padding()
         self._plain = copy_tokenizer(self._marked)  # control tokens in text are plain text
@@ -132,7 +132,9 @@ class PromptEncoder:
         return Prompt(token_ids, self.chats.thoughts(rendered, turns[-1], inputs, options))
 
     def end_of_turn_ids(self) -> set[int]:
-        """Return the id of the control token that the template puts after an assistant's turn; empty if there is none.
+        """Return a set with the id of the control token that the template puts after an assistant's turn.
+
+        The set is empty if there is no such token.
 
         Raises:
             UnsupportedModel: The chat template is not valid Jinja.
@@ -148,7 +150,11 @@ class PromptEncoder:
         return {self._control[match.group()][0]} if match else set()
 
     def _disguises(self, texts: Items[str]) -> dict[str, str]:
-        """Map each string that looks like (a part of) a control token to a private-use character that no text has."""
+        """Map each string that looks like (a part of) a control token to a private-use character that no text has.
+
+        Raises:
+            InvalidField: The texts contain too many private-use characters.
+        """
         look_alikes = sorted({match.group() for text in texts for match in self._look_alike_pattern.finditer(text)})
         taken = set().union(*texts)
         free = (character for codes in _PRIVATE_USE for character in map(chr, codes) if character not in taken)
@@ -213,7 +219,7 @@ def _tree_pattern(node: dict[str, Any]) -> str:
 
 
 def _look_alikes(controls: Iterable[str]) -> re.Pattern[str]:
-    """Return a pattern for control tokens, their beginnings at the end of a text, and their ends at its beginning."""
+    """Return a pattern for control tokens, their beginnings at a text's end, and their ends at a text's beginning."""
     controls = list(controls)
     beginnings = {control[:length] for control in controls for length in range(1, len(control))}
     ends = {control[length:] for control in controls for length in range(1, len(control))}

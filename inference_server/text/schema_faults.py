@@ -1,4 +1,4 @@
-"""Explains why a JSON Schema cannot be enforced: the compiler's message, with the place in the schema."""
+"""Explains why llguidance, the grammar compiler, cannot enforce a JSON Schema, and finds the place in the schema."""
 
 import json
 import re
@@ -11,7 +11,7 @@ _SCHEMAS = ("items", "additionalProperties", "not", "if", "then", "else", "conta
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 
-# Reasons for which a pattern cannot be enforced: an expression that finds the compiler's message, and the explanation.
+# Reasons for which a pattern cannot be enforced: a regular expression for the compiler's message, and the explanation.
 _PATTERN_REASONS = (
     (r"look-around, including", "uses a look-ahead or look-behind, which cannot be enforced: write it without"),
     (r"backreferences are not", "uses a back-reference, which cannot be enforced: write it without"),
@@ -41,7 +41,7 @@ def explained(error: str, schema: object = None) -> str:
 
 
 def located(error: str, schema: object) -> str | None:
-    """Return an explanation that names a place in the schema, or None if there is no such place."""
+    """Return an explanation that names the place in the schema, or None if the place is not found."""
     for find in (_pattern, _keywords, _named_value, _range):
         if found := find(error, schema):
             return found
@@ -66,7 +66,7 @@ def _detail(error: str) -> str:
 
 
 def _pattern(error: str, schema: object) -> str | None:
-    """Explain a pattern that the message quotes: the longest one of the schema."""
+    """Explain the pattern that the message quotes; the longest one if it quotes several patterns of the schema."""
     reason = next((ours for words, ours in _PATTERN_REASONS if re.search(words, error)), None)
     if reason is None:
         return None
@@ -78,7 +78,7 @@ def _pattern(error: str, schema: object) -> str | None:
 
 
 def _quotes(error: str, pattern: str) -> bool:
-    # Long patterns are printed line by line, and a Lark grammar escapes its slashes.
+    # The message separates the lines of a pattern, and a Lark grammar escapes the slashes of a pattern.
     first = pattern.removeprefix("^").removesuffix("$").splitlines() or [""]
     return pattern in error or (len(first[0]) > 0 and first[0].replace("/", "\\/") in error)
 
@@ -112,7 +112,7 @@ def _keywords(error: str, schema: object) -> str | None:
 
 
 def _named_value(error: str, schema: object) -> str | None:
-    """Explain a value that the message quotes: an unknown format or type, or a reference to nothing."""
+    """Explain a value that the message quotes: an unknown format or type, an unresolved reference, or a wrong value."""
     for words, keyword, sentence in (
         (r"Unknown format: (.+)", "format", "the format {value} at {path}, which cannot be enforced"),
         (r"Invalid type: (.+)", "type", "the type {value} at {path}, which does not exist"),
@@ -172,7 +172,7 @@ def _is_huge(value: object) -> bool:
 
 
 def _parts(schema: object) -> Iterator[tuple[str, _Part]]:
-    """Yield every schema within a schema, with its path, the outer ones first."""
+    """Yield a schema and every schema within it, each with its path, outer schemas first."""
     waiting: list[tuple[str, object]] = [("", schema)]
     while waiting:
         path, part = waiting.pop()

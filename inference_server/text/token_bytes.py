@@ -1,4 +1,4 @@
-"""Converts single tokens to bytes for log probabilities: a token may be part of a character, which text cannot represent."""
+"""Converts single tokens to bytes: a token may be part of a character, which text cannot represent."""
 
 import re
 from typing import Any

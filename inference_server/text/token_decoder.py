@@ -28,7 +28,7 @@ class TokenDecoder:
         return partial(self._decode_visible, texts) if texts else self.decode
 
     def bytes_function(self, visible: Iterable[str]) -> Callable[[int], bytes]:
-        """Return a function from a token's id to its bytes; the control tokens in `visible` have the bytes of their text."""
+        """Return a function from a token's id to its bytes: for control tokens in `visible`, those of their text."""
         texts = {self._control_ids[token]: token.encode() for token in visible if token in self._control_ids}
         return lambda token_id: texts.get(token_id) or self.token_bytes(token_id)
 

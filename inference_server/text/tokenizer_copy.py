@@ -6,7 +6,7 @@ _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
 
 def copy_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
-    """Return a copy without truncation and padding. Original and copy share the model, which never changes.
+    """Return a copy without truncation and padding. Original and copy may share the model, which never changes.
 
     Tokens that are added to one of them do not appear in the other.
     """
@@ -18,7 +18,7 @@ def copy_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
         (copied.add_special_tokens if token.special else copied.add_tokens)([token])
     if _added_tokens(copied) == _added_tokens(tokenizer):
         return copied
-    # The ids of added tokens have gaps, which adding them in order does not reproduce.
+    # The ids of added tokens have gaps, which are lost if the tokens are added in order.
     copied = Tokenizer.from_str(tokenizer.to_str())
     copied.no_truncation()
     copied.no_padding()

@@ -1,8 +1,8 @@
 """Finds tool calls in a reply's text and replaces their text with call events.
 
 A call that names no tool of the request, or that cannot be read, stays text if the model itself ended the reply. If the
-reply was cut (max_tokens, a time limit, a stop string), an incomplete call is left out. Does not depend on a tokenizer, an
-engine or gRPC.
+reply was cut (max_tokens, a time limit, a stop string), an incomplete call is left out. Does not depend on a tokenizer,
+an engine or gRPC.
 """
 
 import json
@@ -39,6 +39,8 @@ async def with_tool_calls(
     place: Place = "anywhere",
 ) -> AsyncIterator[Event]:
     """Yield the same events with tool calls in place of their text.
+
+    The finish reason of a reply with calls is TOOL_CALLS if the model itself ended the reply.
 
     Args:
         events: Events of one reply.
@@ -92,7 +94,7 @@ class CallParser:
         self._ids = ids
         self._place = place
         self._held = ""
-        self._num_searched = 0  # characters of the held text without an end marker
+        self._num_searched = 0  # first position in the held text at which the end marker may begin
         self._in_call = False
         self._is_plain = False  # True if the rest of the reply contains no call
         self._has_begun = False
@@ -156,7 +158,7 @@ class CallParser:
         return True
 
     def _bare_state(self, start: str) -> Literal["call", "text", "undecided"]:
-        """Return whether a reply without a marker is a call."""
+        """Classify a reply whose text `start` begins without a marker."""
         if self._format == "pythonic":
             names, end = set(self._schemas), "("
             rest = start[1:].lstrip() if start.startswith("[") else None
@@ -189,7 +191,7 @@ class CallParser:
         return self._after_gap(shown)
 
     def _after_gap(self, text: str) -> str:
-        """Return text that can be sent. White space after a call is held until other text follows, and dropped otherwise."""
+        """Return text that can be sent. White space after a call is held until other text follows, else dropped."""
         if not self._is_after_call:
             return text
         text = self._gap + text

@@ -35,7 +35,7 @@ class Markers:
 
     Attributes:
         begin: First characters of a call, or of a section with all calls.
-        end: Its last characters; empty: the calls extend to the end of the reply.
+        end: Last characters of a call or section; empty: the calls extend to the end of the reply.
         inner: Further control tokens within a call or section.
         is_optional: True if a call may also be the whole reply, without a marker.
     """

@@ -12,7 +12,7 @@ from typing import Any
 
 from inference_server.errors import UnsupportedModel
 
-# Names of the architectures, by the reason, which is a clause.
+# Architectures that this server does not run, by the reason, which is a clause.
 _BY_REASON: dict[str, str] = {
     'it embeds text instead of generating it: set task = "embedding" in its catalog entry': """
         albert bert big_bird camembert canine convbert data2vec-text deberta deberta-v2 distilbert electra ernie esm eurobert
@@ -52,8 +52,8 @@ def refuse_unsupported(folder: Path) -> None:
     """Check that the configuration in `folder` is not that of an unsupported model.
 
     Raises:
-        UnsupportedModel: This server does not run the model. The message is a clause that names the architecture and
-            the reason.
+        UnsupportedModel: This server does not run the model. The message is a clause with the reason and, except for
+            embedding models, the architecture.
         ValueError: config.json is not a JSON object.
     """
     path = folder / "config.json"
@@ -83,7 +83,7 @@ def refusal(config: Mapping[str, Any]) -> str | None:
     parts = [config, text] if isinstance(text, Mapping) else [config]
     for part in parts:
         reason = _REASONS.get(str(part.get("model_type")))
-        # Some encoders can also be decoders: their attention is then causal.
+        # With is_decoder, some encoders run as decoders, with causal attention.
         if reason == _ENCODERS and part.get("is_decoder"):
             reason = None
         if reason is None and part.get("is_encoder_decoder"):

@@ -16,11 +16,11 @@ from inference_server.weights.fetching.disk_space import is_full, require_free
 from inference_server.weights.fetching.locks import exclusively, is_in_use, marked_in_use
 from tailrace_shared.config_errors import ConfigurationError
 
-# Filling a folder takes a few minutes at most. Where the file system has no locks, an older unfinished folder is
-# assumed to belong to a killed process.
+# Filling a folder takes a few minutes at most. Where the file system has no locks, an unfinished folder older than this
+# is assumed to belong to a killed process.
 _UNFINISHED_SECONDS = 3600.0
 _LOCKS = ".locks"
-# Folders of the cache folder that contain atomic folders.
+# Subfolders of the cache folder in which atomic folders are created.
 _PARENTS = ("converted", "gguf", "packed", "packages")
 
 
@@ -36,7 +36,8 @@ def atomic_directory(folder: Path, *, num_bytes: int = 0) -> Iterator[Path]:
         num_bytes: Bytes that the block will write, if they are known.
 
     Raises:
-        ConfigurationError: The parent folder cannot be written or has no room; the message names TAILRACE_CACHE_DIR.
+        ConfigurationError: The parent folder cannot be written, or its disk is too full; the message names
+            TAILRACE_CACHE_DIR.
     """
     require_free(num_bytes, folder.parent, folder.name, "TAILRACE_CACHE_DIR")
     with contextlib.ExitStack() as stack:
@@ -70,7 +71,7 @@ def atomic_directory(folder: Path, *, num_bytes: int = 0) -> Iterator[Path]:
 def made_once(folder: Path, activity: str) -> Iterator[bool]:
     """Hold the lock of a folder in the cache, so that one of several processes creates it and the others wait.
 
-    Yields True if another process held the lock before.
+    Yields True if the lock was not free at first.
 
     Args:
         folder: The folder. The block must first check whether it exists, because another process may have made it
@@ -99,9 +100,9 @@ def _locks(parent: Path) -> Path:
 
 
 def _remove_unfinished(parent: Path) -> None:
-    """Remove folders of processes that were killed."""
+    """Remove the unfinished folders in `parent` whose processes were killed."""
     for folder in parent.glob(".*-*"):
-        with contextlib.suppress(OSError):  # another process has renamed or removed the folder in the meantime
+        with contextlib.suppress(OSError):  # another process may rename or remove the folder in the meantime
             if not folder.is_dir():
                 continue
             in_use = is_in_use(folder)

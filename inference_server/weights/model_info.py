@@ -32,8 +32,8 @@ class ModelInfo:
 def sampling_defaults(generation_config: Any) -> dict[str, float]:
     """Return the sampling parameters that a generation config sets, by SamplingParams' names.
 
-    With `do_sample` false the temperature is 0. Values that are invalid in a request are left out. For example, in
-    transformers a top_k of 0 means no limit.
+    With `do_sample` false the temperature is 0. Values that are invalid in a request are left out, for example a top_k
+    of 0, which means no limit in transformers.
 
     Args:
         generation_config: A GenerationConfig of transformers, whose unset parameters are None.

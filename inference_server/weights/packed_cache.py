@@ -3,7 +3,7 @@
 Format: `model.safetensors` contains the decoder's tensors as the kernels read them; its metadata contains, as JSON under
 `tailrace`, everything else. The tokenizer is in the same folder, as transformers saves it. A folder belongs to one
 source of weights, one precision, one layout of the packed weights, and one version of everything else that determines
-its content. All of it is part of the folder's name.
+its content. The folder's name depends on all of these.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 6  # increment when the files' content changes
 _FILE = "model.safetensors"
-EMBEDDING = "embedding"  # not copied into memory: a pass reads only a few rows of the mapped file
+EMBEDDING = "embedding"  # not copied into memory: a forward pass reads only a few rows of the mapped file
 _LINEARS = ("qkv", "output", "gate_up", "down")
 _DETERMINING_PACKAGES = ("torch", "transformers", "bitsandbytes")
 
@@ -132,9 +132,10 @@ def in_large_pages(decoder: DecoderWeights, backends: Items[LinearBackend] = BAC
 
 
 def tensors_of(decoder: DecoderWeights) -> Iterator[tuple[str, Tensor]]:
-    """Yield the decoder's tensors by name. Those of a linear layer are NAME.weights, NAME.bias and perhaps NAME.scales.
+    """Yield the decoder's tensors by name.
 
-    A StoredEmbedding's tensor is that of its bytes.
+    Those of a linear layer are NAME.weights, NAME.bias and, unless the weights contain them, NAME.scales. For a
+    StoredEmbedding, the tensor contains the file's bytes.
     """
     yield EMBEDDING, decoder.embedding if isinstance(decoder.embedding, Tensor) else decoder.embedding.rows
     yield "norm", decoder.norm
@@ -199,12 +200,12 @@ def _linear_metadata(linear: KernelLinear) -> dict[str, Any]:
 def decoder_of(
     metadata: dict[str, Any], tensors: Mapping[str, Any], backends: Items[LinearBackend] = BACKENDS
 ) -> DecoderWeights:
-    """Return the decoder with the structure `metadata`, as `structure_of` returns it, and these tensors.
+    """Return the decoder with these tensors and the structure `metadata`, a result of `structure_of`.
 
-    A StoredEmbedding may replace the embedding's tensor, and a KernelLinear under its name the tensors of that layer.
+    A StoredEmbedding may replace the embedding's tensor. A KernelLinear under a layer's name replaces its tensors.
 
     Raises:
-        NoKernel: No kernel of this CPU reads its packed weights.
+        NoKernel: No kernel of this CPU reads the packed weights of a layer.
     """
     return DecoderWeights(
         embedding=tensors[EMBEDDING],
@@ -282,7 +283,7 @@ def is_same_tokenizer(one: Any, other: Any) -> bool:
 def _remove_older(folder: Path) -> None:
     """Remove folders that other versions packed from the same source in the same precision and layout.
 
-    Until format 2, folders were named without the layout's name (".…").
+    Until format 2, the folders' names lacked the layout, which now follows the ".".
     """
     group = folder.name.rpartition("-")[0]
     groups = {group, group.rpartition(".")[0]}

@@ -1,4 +1,4 @@
-"""Turns weights into a model that can run: loaded, fused and packed, or read from the folder of an earlier start."""
+"""Turns weights into a model that can run: loaded, fused and packed, or read from the cache of an earlier start."""
 
 import json
 import logging
@@ -89,7 +89,7 @@ def describe(weights: Weights, settings: Settings) -> ModelDescription:
 def prepare(
     weights: Weights, precision: Precision, device: torch.device, settings: Settings, rope: RopeChoice = OWN_ROPE
 ) -> PreparedModel:
-    """Return a model that is ready to run on `device`. On a CPU, the packed form is stored in the cache folder.
+    """Return a model that is ready to run on `device`. On a CPU, its packed form or plan is stored in the cache folder.
 
     Args:
         weights: The source of the weights.
@@ -146,7 +146,7 @@ def _load_and_pack(
     rope: RopeChoice,
     folder: Path | None,
 ) -> PreparedModel:
-    """Load and pack a model on a CPU, and store the packed form in `folder`."""
+    """Load and pack a model on a CPU. Stores the packed form in `folder`, unless that is None."""
     loaded = _load(weights, precision, device, settings, rope)
     info, tokenizer = loaded.info, loaded.tokenizer
 
@@ -222,7 +222,7 @@ def _keep_plan(
 def memory_bytes(model: Any) -> int:
     """Return the memory of a transformers model in bytes, including packed linear layers.
 
-    Their weights are not parameters of torch, so `get_memory_footprint` does not count them.
+    The weights of packed layers are not torch parameters, so `get_memory_footprint` does not count them.
     """
     packed_bytes = sum(getattr(module, "num_bytes", 0) for module in model.modules())
     return int(model.get_memory_footprint()) + packed_bytes
@@ -246,7 +246,7 @@ def _load(
 
 
 def _log_share(share: QuantisedShare | None, weights: Weights) -> None:
-    """Log how many of a model's parameters are quantised, and name layers that are not. `share`: None logs nothing."""
+    """Log how many of a model's parameters are quantised, and name layers that are not. Logs nothing for None."""
     if share is not None:
         logger.info("%s: %s", weights, share)
         if share.warning:
@@ -260,7 +260,10 @@ def _pack(
     settings: Settings,
     keep: Callable[[DecoderWeights], DecoderWeights],
 ) -> PreparedModel:
-    """Replace the layers that have a CPU kernel. If kernel programs compute every pass, `keep` returns the model."""
+    """Replace the layers that have a CPU kernel.
+
+    If kernel programs compute every forward pass, `keep` stores the packed decoder and returns the decoder to use.
+    """
     model = loaded.model
     with progress(f"packing {weights} as {precision}"):
         fuse(model, precision, batch_invariant=settings.batch_invariant)

@@ -65,9 +65,9 @@ class ModelShape:
         kv_width: Number of elements of one token's keys and values in one layer, together.
         num_layers: Number of layers.
         max_tokens: The model's window in tokens; None: not given.
-        quantized_bits: Bits per weight of a quantised checkpoint; None: it is not quantised, or a GGUF file.
+        quantized_bits: Bits per weight of a quantised checkpoint; None: it is not quantised, or it is a GGUF file.
         is_file: True for a GGUF file, whose weights are packed without an unpacked copy.
-        has_experts: True for a mixture of experts, whose weights stay in 16 bits until they are packed.
+        has_experts: True for a mixture of experts. The experts' weights stay in 16 bits until they are packed.
     """
 
     linear_weights: int
@@ -81,13 +81,13 @@ class ModelShape:
     has_experts: bool = False
 
     def weight_bytes(self, precision: Precision, device_type: str) -> int:
-        """Return the memory of the weights. `device_type` is "cpu" or "cuda"."""
+        """Return the memory of the weights, in bytes. `device_type` is "cpu" or "cuda"."""
         linear = self.linear_weights * _LINEAR_BYTES[precision]
         if device_type == "cuda":
             wide = 4 if precision == "float32" else 2
             return int(linear + wide * self.vocab_weights * (1 if self.is_tied else 2))
-        # On a CPU, the output head is a separate packed copy. A pass reads only a few rows of the embedding from its
-        # file.
+        # On a CPU, the output head is a separate packed copy. The embedding is not loaded: a forward pass reads only a
+        # few of its rows from the file.
         head = {"float32": 4, "int4": 1, "bitsandbytes-int8": 1}.get(precision, 2)
         return int(linear + head * self.vocab_weights)
 
@@ -102,13 +102,13 @@ class ModelShape:
         return max(linear * self.linear_weights + vocab, 2 * packed)
 
     def window(self, rope: Mapping[str, Any] | None) -> int | None:
-        """Return the longest sequence in tokens, or None if it is not given. `rope`: the catalog's scaling; None: none."""
+        """Return the longest sequence in tokens, or None if it is not given. `rope`: the catalog's scaling, if any."""
         if rope and self.max_tokens:
             return scaled_window(rope, self.max_tokens)
         return self.max_tokens
 
     def token_bytes(self, precision: Precision) -> int:
-        """Return the memory of the keys and values of one token in all layers."""
+        """Return the memory of the keys and values of one token in all layers, in bytes."""
         return self.num_layers * self.kv_width * (4 if precision == "float32" else 2)
 
 
@@ -135,7 +135,10 @@ def read_shape(path: Path) -> ModelShape | None:
 
 @lru_cache
 def _cached_shape(path: Path, changed: int) -> ModelShape | None:
-    """Return the sizes of a GGUF file, which several entries of a catalog may share. `changed`: time of its last change."""
+    """Return the sizes of the model in a GGUF file, which several catalog entries may share.
+
+    `changed` is the time of the file's last change, so that a changed file is read again.
+    """
     return _shape_of_gguf(read_header(path))
 
 
@@ -185,7 +188,7 @@ def _shape_of_config(whole: dict[str, Any]) -> ModelShape:
 
 
 def _quantized_bits(quantization: Mapping[str, Any]) -> int | None:
-    """Return the bits per weight of a checkpoint with this `quantization_config`."""
+    """Return the bits per weight of a checkpoint with this `quantization_config`; None if it does not name them."""
     if quantization.get("bits"):
         return int(quantization["bits"])
     groups = list((quantization.get("config_groups") or {}).values())  # only in compressed-tensors

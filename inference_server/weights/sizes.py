@@ -17,8 +17,8 @@ def read_config(weights: Weights, cache_dir: Path, *, may_fetch: bool) -> Any | 
     """Return the transformers configuration of a model.
 
     Args:
-        weights: The source of the weights. For a model on the hub, only the configuration is downloaded.
-        cache_dir: Folder for downloaded packages and converted models.
+        weights: The source of the weights. See `config_folder` for the files that are downloaded.
+        cache_dir: Folder for downloaded packages and descriptions of GGUF files.
         may_fetch: True to download or convert missing files; False to return None instead.
 
     Raises:

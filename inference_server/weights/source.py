@@ -23,7 +23,7 @@ class Weights:
     file: str | None = None
 
     def __str__(self) -> str:
-        """Return a short name for logs and the model list: `owner/name:file@revision`, or a file's base name."""
+        """Return a short name for logs and the model list: `owner/name:file@revision`, or the last part of a path."""
         if self.hub:
             name = f"{self.hub}:{self.file}" if self.file else self.hub
             return f"{name}@{self.revision}" if self.revision else name

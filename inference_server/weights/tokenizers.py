@@ -13,7 +13,7 @@ _in_use: WeakValueDictionary[bytes, Any] = WeakValueDictionary()
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """Return the tokenizer in a folder, in the fast format. Equal files share it while it is in use."""
+    """Return the fast tokenizer in a folder. Folders with equal files share one tokenizer while it is in use."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.suffix != ".safetensors" and path.is_file():

@@ -6,7 +6,7 @@ from tailrace.endpoint import Endpoint
 from tailrace.request import RunInput
 from tailrace.types import Message, Tool, ToolCall
 
-# The bridge needs a bearer token, and without tokens of its own accepts any.
+# The bearer token if the caller has none. A bridge without configured tokens accepts any token.
 _ANY_TOKEN = "any-token"  # noqa: S105 - not a secret
 
 
@@ -16,13 +16,13 @@ def headers(endpoint: Endpoint) -> dict[str, str]:
 
 
 def base_url(endpoint: Endpoint) -> str:
-    """Return the URL before the name of an OpenAI route: of the account, if there is one."""
+    """Return the base URL of OpenAI's routes: those of the endpoint's account, if it has one."""
     path = f"/client/v4/accounts/{endpoint.account}/ai/v1" if endpoint.account else "/v1"
     return endpoint.url + path
 
 
 def route(run: RunInput) -> str:
-    """Return the route of the request: raw text is a completion, a conversation a chat."""
+    """Return the route of the request: /completions for raw text, /chat/completions for a conversation."""
     return "/chat/completions" if run.text is None else "/completions"
 
 
@@ -45,7 +45,7 @@ def body(run: RunInput) -> dict[str, Any]:
     if run.logprobs is not None:
         is_raw = run.text is not None
         fields |= {"logprobs": run.logprobs} if is_raw else {"logprobs": True, "top_logprobs": run.logprobs}
-    # 0 and False are values; what is empty is left out.
+    # Empty values are left out. 0 and False are not empty.
     return {name: value for name, value in fields.items() if value not in (None, "", [], {})}
 
 

@@ -22,7 +22,8 @@ from tailrace.errors import (
     UnknownModelError,
 )
 
-# Class and reason by Cloudflare's code. The reason is the contract's, where the code has one only.
+# Class and reason by Cloudflare's code. The reason is the one of the gRPC contract that the code stands for; empty if
+# the code stands for several unrelated causes.
 _BY_CODE: dict[int, tuple[type[TailraceError], str]] = {
     3000: (GenerationError, "GENERATION_FAILED"),
     3007: (DeadlineError, ""),
@@ -38,7 +39,7 @@ _BY_CODE: dict[int, tuple[type[TailraceError], str]] = {
     7009: (UnavailableError, ""),
     9106: (AuthenticationError, "UNAUTHENTICATED"),
 }
-# Where the code is unknown, or the answer is another program's.
+# Class and reason by HTTP status, if the code is unknown or another program answered.
 _BY_STATUS: dict[int, tuple[type[TailraceError], str]] = {
     401: (AuthenticationError, "UNAUTHENTICATED"),
     403: (ForbiddenError, ""),
@@ -58,7 +59,7 @@ def request_id_of(response: httpx2.Response) -> str:
 
 
 def response_error(response: httpx2.Response) -> TailraceError:
-    """Return the error of an answer with another status than 200. Its body has been read."""
+    """Return the error for a response whose status is not 200, and whose body has been read."""
     code, message = _code_and_message(response.content)
     status = response.status_code
     if not message:
@@ -130,5 +131,5 @@ def _code_and_message(content: bytes) -> tuple[int | None, str]:
 
 
 def _seconds(header: str | None) -> float | None:
-    # Tailrace sends seconds. A proxy may send a date, which says as little as no header: the pause grows by itself.
+    # Tailrace sends seconds. A date, which a proxy may send, is treated like no header: the client computes the pause.
     return float(header) if header and header.isdecimal() else None

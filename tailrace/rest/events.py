@@ -49,7 +49,7 @@ class EventReader:
             TailraceError: The stream reports an error.
             ConnectionFailedError: The stream is not one of the bridge's.
         """
-        # Only line ends separate lines. str.splitlines would also split at U+2028 within a text.
+        # Only line feeds separate lines. str.splitlines would also split at U+2028 within a text.
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             # A line without data is a comment of a silent stream, or the blank line after an event.

@@ -13,9 +13,12 @@ from tailrace.errors import ConnectionFailedError
 from tailrace.rest.errors import request_id_of, response_error
 from tailrace.types import Embeddings, Model
 
+# Exceptions from reading a JSON document of another form than a bridge sends.
+_MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
+
 
 def embed_body(texts: Sequence[str], model: str, dimensions: int | None) -> dict[str, Any]:
-    """Return the body of a request for vectors: in base64, which is a third of the size and exact."""
+    """Return the body of a request for vectors in base64, which is exact and much shorter than decimal numbers."""
     fields = {"model": model, "input": list(texts), "encoding_format": "base64"}
     return fields | ({} if dimensions is None else {"dimensions": dimensions})
 
@@ -23,18 +26,24 @@ def embed_body(texts: Sequence[str], model: str, dimensions: int | None) -> dict
 def embeddings(response: httpx2.Response, model: str) -> Embeddings:
     """Return the vectors of the reply. Raises TailraceError if it is an error."""
     document = _document(response)
-    vectors = [_vector(each["embedding"]) for each in document["data"]]
-    return Embeddings(vectors, document["usage"]["prompt_tokens"], model)
+    try:
+        vectors = [_vector(each["embedding"]) for each in document["data"]]
+        return Embeddings(vectors, document["usage"]["prompt_tokens"], model)
+    except _MALFORMED:
+        raise _stranger(response) from None
 
 
 def models(response: httpx2.Response) -> list[Model]:
     """Return the models of the reply, with their adapters. Raises TailraceError if it is an error."""
     entries = _document(response)["data"]
     adapters: dict[str, list[str]] = {}
-    for entry in entries:
-        if parent := entry.get("parent"):
-            adapters.setdefault(parent, []).append(entry["id"])
-    return [_model(entry, adapters.get(entry["id"], ())) for entry in entries if not entry.get("parent")]
+    try:
+        for entry in entries:
+            if parent := entry.get("parent"):
+                adapters.setdefault(parent, []).append(entry["id"])
+        return [_model(entry, adapters.get(entry["id"], ())) for entry in entries if not entry.get("parent")]
+    except _MALFORMED:
+        raise _stranger(response) from None
 
 
 def _model(entry: dict[str, Any], adapters: Sequence[str]) -> Model:
@@ -63,8 +72,11 @@ def _document(response: httpx2.Response) -> dict[str, Any]:
     try:
         document: dict[str, Any] = json.loads(response.content)
         document["data"][:0]
-    except (ValueError, LookupError, TypeError):
-        raise ConnectionFailedError(
-            f"{response.url.host} did not answer as Tailrace does.", http_status=200, request_id=request_id_of(response)
-        ) from None
+    except _MALFORMED:
+        raise _stranger(response) from None
     return document
+
+
+def _stranger(response: httpx2.Response) -> ConnectionFailedError:
+    sentence = f"{response.url.host} did not answer as Tailrace does."
+    return ConnectionFailedError(sentence, http_status=200, request_id=request_id_of(response) or None)

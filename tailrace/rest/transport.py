@@ -77,10 +77,23 @@ class RestTransport:
         reader.end()
 
     def _ask(self, method: str, path: str, timeout: float | None, document: Any = None) -> httpx2.Response:
+        started = time.monotonic()
+        request = self._request(method, path, timeout, document)
         try:
-            return self._http.send(self._request(method, path, timeout, document))
+            response = self._http.send(request, stream=True)
         except httpx2.HTTPError as error:
             raise connection_error(error, self._endpoint, timeout) from None
+        try:
+            with _Alarm(response, started, timeout) as alarm:
+                response.read()
+        except httpx2.HTTPError as error:
+            if not alarm.rang:
+                raise connection_error(error, self._endpoint, timeout) from None
+        finally:
+            response.close()
+        if alarm.rang:
+            raise late(timeout, request_id_of(response))
+        return response
 
     def _request(self, method: str, path: str, timeout: float | None, document: Any = None) -> httpx2.Request:
         connect = CONNECT_SECONDS if timeout is None else min(timeout, CONNECT_SECONDS)
@@ -125,7 +138,7 @@ class _Alarm:
         opened = connection and connection.get_extra_info("socket")
         if isinstance(opened, socket.socket):
             try:
-                # Of the plain socket, also below TLS: it only ends the read of the other thread.
+                # The shutdown concerns the plain socket, also below TLS: it only ends the read of the other thread.
                 socket.socket.shutdown(opened, socket.SHUT_RDWR)
             except OSError:
                 pass  # the reply has just ended

@@ -1,15 +1,18 @@
 """Calls an inference server, on asyncio."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 
 from tailrace.endpoint import Endpoint
+from tailrace.errors import ConnectionFailedError
 from tailrace.request import RunInput, invalid_value
 from tailrace.rpc.errors import rpc_error
 from tailrace.rpc.messages import embeddings, events, model, run_request
-from tailrace.rpc.session import credentials, metadata, options
+from tailrace.rpc.session import REQUEST_ID_KEY, Metadata, credentials, metadata, options
 from tailrace.types import Embeddings, Event, Model
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1.inference_pb2_grpc import InferenceServiceStub
@@ -27,6 +30,7 @@ class AsyncRpcTransport:
         """Prepare the channel, which is created with the first call: it belongs to that call's event loop."""
         self._endpoint = endpoint
         self._channel: grpc.aio.Channel | None = None
+        self._calls: set[grpc.aio.Call] = set()  # those that are not complete
 
     async def stream(self, run: RunInput, timeout: float | None) -> AsyncGenerator[Event, None]:
         """Yield the events of one reply. Closing the iterator cancels the call."""
@@ -36,14 +40,10 @@ class AsyncRpcTransport:
             raise invalid_value(error) from None
         sent = metadata(self._endpoint)
         call = self._stub().Run(request, timeout=timeout, metadata=sent)
-        try:
+        with self._open(call, timeout, sent):
             async for response in call:
                 for event in events(response):
                     yield event
-        except grpc.RpcError as error:
-            raise rpc_error(error, self._endpoint, timeout, sent) from None
-        finally:
-            call.cancel()
 
     async def embed(
         self, texts: Sequence[str], model: str, dimensions: int | None, timeout: float | None
@@ -61,7 +61,10 @@ class AsyncRpcTransport:
         return list(map(model, reply.models))
 
     async def close(self) -> None:
-        """Close the channel."""
+        """Cancel the calls that are not complete, and close the channel, which alone would not cancel all of them."""
+        calls, self._calls = self._calls, set()
+        for call in calls:
+            call.cancel()
         if self._channel is not None:
             await self._channel.close()
 
@@ -75,9 +78,28 @@ class AsyncRpcTransport:
             )
         return InferenceServiceStub(self._channel)
 
-    async def _call(self, method: Callable[..., Awaitable[_Result]], request: Any, timeout: float | None) -> _Result:
+    async def _call(
+        self, method: "Callable[..., grpc.aio.UnaryUnaryCall[Any, _Result]]", request: Any, timeout: float | None
+    ) -> _Result:
         sent = metadata(self._endpoint)
+        call = method(request, timeout=timeout, metadata=sent)
+        with self._open(call, timeout, sent):
+            return await call
+
+    @contextmanager
+    def _open(self, call: "grpc.aio.Call", timeout: float | None, sent: Metadata) -> Iterator[None]:
+        """Convert the errors of a call within the block, and cancel it at the end unless it is complete."""
+        self._calls.add(call)
         try:
-            return await method(request, timeout=timeout, metadata=sent)
+            yield
         except grpc.RpcError as error:
             raise rpc_error(error, self._endpoint, timeout, sent) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if call in self._calls or (task is not None and task.cancelling()):
+                raise  # the caller's task is cancelled
+            sentence = "The client was closed before the reply was complete."
+            raise ConnectionFailedError(sentence, request_id=dict(sent).get(REQUEST_ID_KEY)) from None
+        finally:
+            self._calls.discard(call)
+            call.cancel()

@@ -39,7 +39,7 @@ _BY_REASON: dict[str, type[TailraceError]] = {
     "NOT_RECORDED": NotRecordedError,
     "GENERATION_FAILED": GenerationError,
 }
-# Where the server sent no reason, or one that this version does not contain.
+# Class by gRPC status, if the server sent no reason, or one that this version does not contain.
 _BY_STATUS: dict[str, type[TailraceError]] = {
     "INVALID_ARGUMENT": InvalidRequestError,
     "NOT_FOUND": InvalidRequestError,
@@ -52,6 +52,8 @@ _BY_STATUS: dict[str, type[TailraceError]] = {
     "PERMISSION_DENIED": ForbiddenError,
     "DEADLINE_EXCEEDED": DeadlineError,
     "UNAVAILABLE": ConnectionFailedError,
+    # Neither service sends it: the client was closed, or a proxy ended the call.
+    "CANCELLED": ConnectionFailedError,
 }
 
 

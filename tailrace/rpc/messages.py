@@ -1,4 +1,4 @@
-"""Converts requests to messages of the contract, and the contract's replies to the client's values."""
+"""Converts requests to messages of the gRPC contract, and the contract's replies to the client's types."""
 
 import json
 from collections.abc import Iterator

@@ -12,7 +12,7 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 def options(endpoint: Endpoint) -> list[tuple[str, int]]:
-    """Return the options of a channel: no limit on the size of replies, and no proxy to this machine itself."""
+    """Return the options of a channel: no limit on the size of messages, and no proxy to this machine itself."""
     # 2,048 vectors of 1,024 numbers take 8 MiB, twice gRPC's default.
     sizes = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     return [*sizes, ("grpc.enable_http_proxy", 0)] if endpoint.is_local else sizes
@@ -34,7 +34,7 @@ def credentials(endpoint: Endpoint) -> "grpc.ChannelCredentials | None":
 def metadata(endpoint: Endpoint) -> Metadata:
     """Return the metadata of one call: a new request id, the token, and the environment's trace context.
 
-    With an id of the client's own, a refused call has one too.
+    Because the client creates the id, a refused call has one too.
     """
     token = {"authorization": f"Bearer {endpoint.token}"} if endpoint.token else {}
     return tuple(({REQUEST_ID_KEY: str(uuid.uuid4())} | token | trace_context()).items())

@@ -1,7 +1,7 @@
 """Starts one server for a whole test run, whose tests may run in several processes.
 
-The first process that needs the server starts it. The others wait for it. A keeper process (keeper.py) holds the server,
-and stops it when the test run asks for that or has ended, whatever the reason.
+The first process that needs the server starts it. The others wait for it. A keeper process (keeper.py) runs the server,
+and stops it at the test run's request, or when the test run has ended for any reason.
 """
 
 import http.client
@@ -30,9 +30,13 @@ _TAIL_LINES = 20
 # Files in the shared folder.
 _STARTING, _READY, _FAILED, _KEEPER, _LOG = "starting", "ready.json", "failed", "keeper.pid", "server.log"
 
+# The keepers of this process by their folders. Python warns if the object of a running process is destroyed, and pytest
+# may make an error of a warning.
+_keepers: "dict[Path, subprocess.Popen[bytes]]" = {}
+
 
 class StartError(Exception):
-    """There is no server for the tests. The message says why, with the end of the server's log."""
+    """There is no server for the tests. The message states the cause, after a failed start with the end of the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ def shared(
 
     Args:
         folder: The folder that the processes of the test run share.
-        owner: Id of the process with whose end the server stops.
+        owner: Id of the test run's process. The server stops when this process ends.
         models: Models for `tailrace serve`; empty: its default.
         settings: TAILRACE_* variables of the server.
         report: Prints a line about the progress.
@@ -98,13 +102,15 @@ def shared(
 
 
 def stop(folder: Path) -> None:
-    """Stop the server that was started in `folder`, if there is one, and delete the folder."""
+    """Stop the test run's server, if the run started one, and delete `folder`, which its processes share."""
     keeper = _number(folder / _KEEPER)
     if keeper and _is_alive(keeper):
         os.kill(keeper, signal.SIGTERM)
         deadline = time.monotonic() + _STOP_SECONDS
         while _is_alive(keeper) and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS)
+    if (started := _keepers.pop(folder, None)) is not None:
+        started.poll()  # it has ended, and its object may be destroyed without a warning
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -122,7 +128,7 @@ def _start(
     }
     command = [sys.executable, "-m", "tailrace.testing.keeper", str(owner), str(folder), *models]
     with log.open("wb") as output:
-        # In a session of its own: Ctrl-C reaches pytest alone, which then stops the server.
+        # In a separate session: Ctrl-C reaches only pytest, which then stops the server.
         keeper = subprocess.Popen(
             command,
             env=environment,
@@ -131,6 +137,7 @@ def _start(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    _keepers[folder] = keeper
     _write(folder / _KEEPER, str(keeper.pid))
     report(f"tailrace: starting a server for the tests; its log is {log}")
     started = reported = time.monotonic()
@@ -164,7 +171,7 @@ def _started_by_another(folder: Path) -> TestServer:
 
 
 def _claims(path: Path) -> bool:
-    """Return True in the first process that calls this with `path`, which then contains its id."""
+    """Return True in the first process that calls this with `path`. The file then contains the id of that process."""
     try:
         claim = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
@@ -217,7 +224,7 @@ def _number(path: Path) -> int:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file so that other processes find all of it or nothing."""
+    """Write a file atomically: other processes find all of its text or no file."""
     unfinished = path.with_suffix(f".{os.getpid()}")
     unfinished.write_text(text)
     unfinished.replace(path)

@@ -35,7 +35,7 @@ class State:
     """The state of a chat, which its commands read and change.
 
     Attributes:
-        client: Connection to the models.
+        client: Sends requests to the server and lists its models.
         conversation: The conversation.
         models: The served models, in the order of the catalog.
         can_edit: Whether the editor accepts a text to edit.
@@ -69,7 +69,8 @@ def obey(message: str, state: State) -> None:
     """Run a command.
 
     Raises:
-        Failure: The command is unknown, or cannot be done. Nothing has changed then.
+        Failure: The command is unknown or not possible. The conversation has not changed then.
+        Refusal: The server refused the list of its models.
     """
     name, _, argument = message.partition(" ")
     name = {"/?": "/help", "/exit": "/bye", "/quit": "/bye"}.get(name.strip(), name.strip())
@@ -81,7 +82,7 @@ def obey(message: str, state: State) -> None:
 
 
 def completions(line: str, state: State) -> list[str]:
-    """Return the words that may replace the last word of a line that begins with a slash."""
+    """Return the words that may replace the last word of a line; empty if the line does not begin with a slash."""
     first, _, rest = line.partition(" ")
     if not line.startswith("/"):
         return []
@@ -101,7 +102,7 @@ def _paths(beginning: str) -> list[str]:
     prefix = f"{folder}/" if "/" in beginning else ""
     try:
         found = sorted(Path(prefix or ".").expanduser().iterdir())
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: there is no such user, or this one has no home
         return []
     return [f"{prefix}{path.name}{'/' if path.is_dir() else ''}" for path in found if path.name.startswith(name)]
 
@@ -180,7 +181,10 @@ def _clear(argument: str, state: State) -> None:
 def _path(argument: str, command: str) -> Path:
     if not argument:
         raise Failure(f"{command} needs the name of a file.")
-    return Path(argument).expanduser()
+    try:
+        return Path(argument).expanduser()
+    except RuntimeError:
+        raise Failure(f"{command} {argument}: there is no such home directory.") from None
 
 
 def _save(argument: str, state: State) -> None:

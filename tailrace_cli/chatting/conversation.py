@@ -1,7 +1,9 @@
 """A conversation: its model, its settings and its messages, and the file that stores them."""
 
+import contextlib
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 from tailrace_cli.client import Request
 from tailrace_cli.errors import Failure
+from tailrace_cli.sampling import parse_value
 
 _FORMAT = "tailrace-conversation"
 _ROLES = ("user", "assistant")
@@ -25,7 +28,7 @@ class Conversation:
         sampling: Sampling parameters by name.
         stop: Texts that end a reply.
         schema: JSON Schema that replies must match, as JSON text; None: replies are text.
-        turns: Role ("user" or "assistant") and content of the messages, oldest first. They come in pairs.
+        turns: Role ("user" or "assistant") and content of the messages, oldest first. Each question has an answer.
     """
 
     model: str
@@ -71,23 +74,27 @@ def save(conversation: Conversation, path: Path) -> None:
     """Write the conversation to a JSON file that only this user can read. An earlier conversation in it is replaced.
 
     Raises:
-        Failure: The file cannot be written, or has other content than a conversation.
+        Failure: The file cannot be written, or contains something other than a conversation.
     """
-    if path.exists():
+    if os.path.lexists(path):
         try:
             load(path)
         except Failure:
             raise Failure(f"{path} exists, and is not a saved conversation. Choose another name.") from None
     messages = [{"role": role, "content": content} for role, content in conversation.turns]
     document = {"format": _FORMAT, **asdict(conversation), "turns": messages}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "w", encoding="utf-8", errors="replace") as file:
-            json.dump(document, file, ensure_ascii=False, indent=2)
-        temporary.replace(path)
+        # A new file that only this user can read. Another user cannot have prepared it.
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with open(descriptor, "w", encoding="utf-8", errors="replace") as file:
+                json.dump(document, file, ensure_ascii=False, indent=2)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise Failure(f"{path} cannot be written: {error.strerror}.") from None
 
 
@@ -122,7 +129,5 @@ def _conversation(document: Mapping[str, Any]) -> Conversation:
     texts = [document["model"], document["system"], *document["stop"], *(content for _, content in turns)]
     if not all(isinstance(text, str) for text in texts) or not isinstance(schema, str | None):
         raise TypeError("a text is required")
-    sampling = {str(name): value for name, value in document["sampling"].items()}
-    if not all(isinstance(value, int | float) for value in sampling.values()):
-        raise TypeError("a number is required")
+    sampling = {name: parse_value(name, str(value)) for name, value in document["sampling"].items()}
     return Conversation(document["model"], document["system"], sampling, tuple(document["stop"]), schema, turns)

@@ -35,7 +35,7 @@ class Editor(Protocol):
 
         Raises:
             EOFError: The input ended, for example by Ctrl-D.
-            KeyboardInterrupt: Ctrl-C on an empty line.
+            KeyboardInterrupt: Ctrl-C. In FullEditor only if there is no text: otherwise Ctrl-C deletes the text.
         """
 
 
@@ -44,7 +44,7 @@ def make_editor(complete: Complete, *, keeps_history: bool) -> Editor:
 
     Args:
         complete: Returns the completions of a line.
-        keeps_history: False to keep no history file.
+        keeps_history: Whether questions are kept in the history file.
     """
     if not is_terminal(sys.stdin):
         return LineEditor()
@@ -54,7 +54,7 @@ def make_editor(complete: Complete, *, keeps_history: bool) -> Editor:
         from tailrace_cli.chatting.full_editor import FullEditor
 
         return FullEditor(complete, path)
-    with contextlib.suppress(ImportError):  # not on every system
+    with contextlib.suppress(ImportError):  # not every system has readline
         return ReadlineEditor(complete, path)
     return LineEditor()
 
@@ -87,13 +87,13 @@ class LineEditor:
         return unquoted(text)
 
     def _line(self, prompt: str) -> str:
-        """Return the next line of the input without its end. Raises EOFError at its end."""
+        """Return the next line of the input without the line break. Raises EOFError at the end of the input."""
         if sys.stdin is None:
             raise EOFError
         if is_terminal(sys.stdin) and is_terminal(sys.stdout):
             return input(prompt)
         if is_terminal(sys.stdin) and sys.stderr is not None:
-            print(prompt, end="", file=sys.stderr, flush=True)  # the output has the replies only
+            print(prompt, end="", file=sys.stderr, flush=True)  # stdout receives only the replies
         try:
             line = sys.stdin.readline()
         except UnicodeDecodeError:
@@ -110,7 +110,7 @@ class ReadlineEditor(LineEditor):
     can_edit = True
 
     def __init__(self, complete: Complete, path: Path | None) -> None:
-        """Read the history from `path`; None: no history is kept. Raises ImportError if this Python has no readline."""
+        """Read the history from `path`; None: it ends with the process. Raises ImportError if readline is missing."""
         import readline
 
         self._readline = readline

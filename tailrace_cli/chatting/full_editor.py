@@ -43,7 +43,7 @@ class FullEditor:
 
 
 class _History(FileHistory):
-    """A history file that leaves long questions out, and that may become unwritable."""
+    """A history file that leaves long questions out, and that ignores errors when it is written."""
 
     def store_string(self, string: str) -> None:
         """Append a question."""

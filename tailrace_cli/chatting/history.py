@@ -1,6 +1,7 @@
 """The file with the questions of earlier chats, for the arrow keys."""
 
 import os
+import stat
 from datetime import datetime
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from tailrace_cli.output import note
 
 _VARIABLE = "TAILRACE_CHAT_HISTORY"
 _OFF = ("off", "none", "0")
-# Size above which the older half of the file is removed, in bytes.
+# Size in bytes above which the file is cut to its newest entries: at most half of this size.
 _MAX_BYTES = 4 * 2**20
 
 
@@ -22,13 +23,19 @@ def history_file(*, is_wanted: bool) -> Path | None:
     chosen = variable(_VARIABLE)
     if not is_wanted or chosen.lower() in _OFF:
         return None
-    state = Path(variable("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    path = Path(chosen).expanduser() if chosen else state / "tailrace" / "chat-history"
+    try:
+        path = Path(chosen).expanduser() if chosen else _state_folder() / "tailrace" / "chat-history"
+    except RuntimeError:
+        note(f"(No history is kept: there is no home directory for it. {_VARIABLE} names a file, or off.)")
+        return None
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # The mode applies to a new file. An existing one may have been readable for others.
+        # The mode applies to a new file only. An existing file may be readable by other users.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        if path.stat().st_mode & 0o077:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):  # /dev/null, which must keep its mode
+            return None
+        if mode & 0o077:
             path.chmod(0o600)
         _shorten(path)
     except OSError as error:
@@ -37,8 +44,12 @@ def history_file(*, is_wanted: bool) -> Path | None:
     return path
 
 
+def _state_folder() -> Path:
+    return Path(variable("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+
+
 def _shorten(path: Path) -> None:
-    """Remove the older half of a file that has become too large."""
+    """Remove the oldest entries of a file that has become too large."""
     if path.stat().st_size <= _MAX_BYTES:
         return
     data = path.read_bytes()[-_MAX_BYTES // 2 :]

@@ -1,4 +1,4 @@
-"""Hides what is typed while a reply is printed. The next message receives these keys."""
+"""Hides typed characters while a reply is printed. The next message receives them."""
 
 import sys
 from collections.abc import Iterator

@@ -24,14 +24,14 @@ def chat(client: Client, request: Request, *, is_plain: bool = False, keeps_hist
     A refused message is reported on stderr. The conversation continues without it.
 
     Args:
-        client: Connection to the models.
+        client: Sends requests to the server and lists its models.
         request: Model and options of every message; its prompt and turns are not used. The model may be a short name;
             empty selects the server's first model that generates text.
         is_plain: Whether a terminal also gets text without styles.
         keeps_history: Whether a terminal's questions are kept for later chats.
 
     Returns:
-        The exit code: 0, or 130 after Ctrl-C, or 1 if a message was refused and the input is not a terminal.
+        The exit code: 0, or 130 after Ctrl-C, or 1 if a message or a command failed and the input is not a terminal.
     """
     models = client.models()
     name = request.model if "/" in request.model else served_name(models, request.model)
@@ -100,7 +100,9 @@ class _Session:
             self._code = 1
 
     def _answer(self, question: str, *, replaces_last: bool) -> None:
-        """Print the reply to a question, and add both to the conversation, which does not change if there is no reply.
+        """Print the reply to a question, and add both to the conversation.
+
+        The conversation does not change if the reply fails, or if Ctrl-C stops it before its first text.
 
         Args:
             question: The message.
@@ -164,7 +166,7 @@ class _Session:
                 num_dropped += 2
 
     def _comment(self, stats: ReplyStats, num_dropped: int) -> None:
-        """Write the notes after a reply: its token counts, the room that is left, what was cut or dropped."""
+        """Write the notes after a reply: token counts, remaining context, and whether text or messages were cut."""
         if num_dropped:
             note(f"(The oldest {num_dropped} messages no longer fit into the model's context, and are forgotten.)")
         if stats.completion_tokens:

@@ -1,4 +1,4 @@
-"""The form and the examples of the help pages. They fit into 80 columns."""
+"""The layout and the examples of the help pages. The examples fit into 80 columns."""
 
 import argparse
 import shutil

@@ -2,7 +2,7 @@
 
 Text is printed once and never redrawn. It therefore does not flicker, the terminal itself wraps it at any width, and code
 keeps its exact characters for copying. A library that draws whole blocks, such as rich, must redraw each block with every
-token, and cannot redraw what has left the window.
+token, and cannot redraw lines that have left the window.
 """
 
 import re
@@ -17,8 +17,9 @@ _HEADING = re.compile(r"\s{0,3}#{1,6}\s")
 _RULE = re.compile(r"\s{0,3}([-*_])(?:\s*\1){2,}\s*")
 _BULLET = re.compile(r"(\s*)[-*+]\s")
 _SPECIAL = re.compile(r"\\[\\`*_#]|`+|\*+|_+")
-_CODE = re.compile(r"(`+)(?!`)(.+?)(?<!`)\1(?!`)")
-_EMPHASIS = re.compile(r"(\*{1,3}|_)(?![\s*_])(.+?)(?<![\s*_])\1(?![\w*_])")
+# Bounded, so that the time for a line grows with its length only.
+_CODE = re.compile(rf"(`+)(?!`)(.{{1,{_MAX_WAITING}}}?)(?<!`)\1(?!`)")
+_EMPHASIS = re.compile(rf"(\*{{1,3}}|_)(?![\s*_])(.{{1,{_MAX_WAITING}}}?)(?<![\s*_])\1(?![\w*_])")
 _STYLES = {1: _ITALIC, 2: _BOLD, 3: _BOLD + _ITALIC}
 
 
@@ -71,7 +72,7 @@ class MarkdownStyler:
             is_end = fence is not None and fence[1].startswith(self._fence) and not text[fence.end() :].strip()
             self._fence, self._base = ("", _DIM) if is_end else (self._fence, _CYAN)
         elif fence is not None:
-            # The line of the marker is dim. The block's lines follow.
+            # This line, which contains the marker, is dim. The lines of the code block follow.
             self._fence, self._base = fence[1], _DIM
         elif _RULE.fullmatch(text):
             self._base = _DIM

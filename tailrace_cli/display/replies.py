@@ -1,4 +1,4 @@
-"""Shows replies while they are generated, and the commands run and models."""
+"""Shows replies while they are generated. Contains the commands `tailrace run` and `tailrace models`."""
 
 import sys
 import threading
@@ -54,7 +54,7 @@ def print_reply(
     """Print a reply while it is generated.
 
     Args:
-        client: Connection to the models.
+        client: Sends the request to the server.
         request: The request.
         stats: Receives the token counts, the times and the finish reason.
         pieces: Receives the answer's text, also if an error or Ctrl-C ends the reply early.
@@ -81,7 +81,7 @@ def print_reply(
 
 
 class _Screen:
-    """Writes the pieces of one reply: as they are to a file or a program, styled to a terminal.
+    """Writes the pieces of one reply: unchanged to a file or a program, styled to a terminal.
 
     Only a terminal shows the model's thoughts: dim and before the answer.
     """
@@ -91,7 +91,7 @@ class _Screen:
         self._has_colours = self._is_terminal and has_colours(sys.stdout)
         self._styler = MarkdownStyler() if self._has_colours and not is_plain else None
         self._is_thinking = False
-        self._column_text = ""  # the end of what was written
+        self._column_text = ""  # the text that was written last
 
     def show(self, piece: Piece) -> None:
         """Write one piece."""
@@ -141,7 +141,7 @@ class _Waiting:
             self._thread.start()
 
     def end(self) -> None:
-        """Remove the line. Later calls do nothing."""
+        """End the display and remove its line. Later calls do nothing."""
         if self._thread is not None:
             self._arrived.set()
             self._thread.join()

@@ -25,7 +25,7 @@ def doctor(url: str | None, token: str, account: str = "") -> int:
         ("Models", configuration.models),
         ("Speed of this CPU", configuration.speed),
         ("API tokens", configuration.tokens),
-        # With a URL, the stack may run on another machine.
+        # With a URL, the stack may run on another machine, so this machine's addresses are not checked.
         *([] if url else [("Addresses", network.addresses)]),
         ("The running stack", partial(network.stack, url, token, account)),
     ]

@@ -210,7 +210,7 @@ def _cache_finding(folder: Path) -> Finding:
     Creates a temporary folder in it, or in its nearest parent that exists, and removes the temporary folder again. The
     permissions alone do not reveal a read-only or full file system.
     """
-    # Unlike Path.exists, os.path.exists does not raise for a folder inside one that this user must not enter.
+    # Unlike Path.exists, os.path.exists does not raise for a folder whose parent this user may not enter.
     existing = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
     try:
         with tempfile.TemporaryDirectory(prefix=".tailrace-doctor-", dir=existing):

@@ -51,7 +51,7 @@ def kernels() -> Iterator[Finding]:
 
 
 def environment() -> Iterator[Finding]:
-    """Report the number of usable cores, a larger number of threads, and a system without large pages."""
+    """Report the number of usable cores, a setting of more threads than cores, and a system without large pages."""
     if not has_server():
         return
     from inference_server.kernels.jit.cores import usable_cores
@@ -76,9 +76,10 @@ def environment() -> Iterator[Finding]:
 
 
 def models(entries: "Sequence[CatalogEntry]", settings: "Settings") -> Iterator[Finding]:
-    """Report the precision, the instruction set and the path of each entry on the CPU. Yields nothing if a GPU is used.
+    """Report how each entry runs on the CPU: the precision, the instruction set, and which passes are kernel programs.
 
-    Nothing is downloaded: the path of a model whose configuration is not on disk is left out.
+    Yields nothing if a GPU is used. Downloads nothing: for a model whose configuration is not on disk, it reports only
+    the precision.
 
     Args:
         entries: The catalog's entries.

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from inference_server.settings import Settings
 
 WIDTH = 4096  # inputs and outputs of the layer
-# Memory of all copies of the layer together, more than a CPU's caches hold. A pass of a model reads all its weights too.
+# Bytes of all copies of the layer together, more than a CPU's caches hold: a model's forward pass also reads its
+# weights from memory.
 TOTAL_BYTES = 256 << 20
 SECONDS = 0.12  # duration of one measurement
 ROWS = (1, 32)  # rows of a product, one for each stream
@@ -70,7 +71,8 @@ def speed(entries: "Sequence[CatalogEntry]", settings: "Settings") -> Iterator[F
 def measure(isa: "InstructionSet | None") -> Times:
     """Return the times of a layer's products with the kernels of an instruction set, or with torch's operations.
 
-    Each product reads another copy of the layer, so that the weights come from memory. The fastest product counts.
+    Each product reads another copy of the layer, so that the weights come from memory. A time is that of the fastest
+    product.
     """
     times: Times = {}
     with _one_thread():
@@ -167,8 +169,8 @@ def _better_instruction_set(times: Times, best: Times, name: str) -> Finding:
 
 
 def _better_precision(names: str, precision: str, times: Times) -> Iterator[Finding]:
-    """Report the precision with the fastest products for one stream, if it is clearly faster than the model's own."""
-    if (precision, 1) not in times:  # the model uses float32, which was not measured
+    """Report the integer precision with the fastest products for one stream, if it clearly beats the model's own."""
+    if (precision, 1) not in times:  # the model's precision was not measured, such as float32
         return
     best = min(_INTEGER, key=lambda other: times[other, 1])
     shares = [times[best, rows] / times[precision, rows] for rows in ROWS]

@@ -12,7 +12,7 @@ class Finding:
         is_ok: True if the check passed, False if the user must change something, None for information.
         text: Description of the state.
         advice: A sentence about the next step or the consequence; empty: none.
-        is_warning: True for information that the user probably wants to act on. The exit code stays 0.
+        is_warning: True for information that probably requires an action of the user. The exit code stays 0.
     """
 
     is_ok: bool | None

@@ -52,7 +52,9 @@ def gpu() -> Iterator[Finding]:
 
 
 def models(entries: "Sequence[CatalogEntry]", settings: "Settings") -> Iterator[Finding]:
-    """Report how each entry runs on the GPU, and whether all of them fit into its memory. Yields nothing without a GPU.
+    """Report how each entry runs on the GPU, and whether all of them fit into its memory.
+
+    Yields nothing if the server does not use a GPU.
 
     Args:
         entries: The catalog's entries.

@@ -18,7 +18,7 @@ _PACKAGES = ("torch", "transformers", "bitsandbytes", "starlette", "uvicorn")
 
 
 def machine() -> Iterator[Finding]:
-    """Check the version of Python, and report the processors and the kernels that models use on them."""
+    """Check the version of Python, and report the processors, the memory and the kernels that models use on the CPU."""
     is_new = sys.version_info >= (3, 11)
     yield Finding(
         is_new, f"Python {platform.python_version()}", "" if is_new else "Tailrace needs Python 3.11 or newer."

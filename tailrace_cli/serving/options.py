@@ -28,7 +28,8 @@ class ServeOptions:
         max_context: Longest prompt and reply together, in tokens.
         deterministic: True for byte-identical replies to equal requests.
         record: Folder in which every reply is recorded.
-        replay: Folder of which the recorded replies are sent. If `record` is the same one, what is missing is recorded.
+        replay: Folder from which recorded replies are sent. If `record` is the same folder, the server records missing
+            replies.
     """
 
     models: tuple[str, ...] = ()
@@ -47,8 +48,8 @@ def settings_of(options: ServeOptions) -> dict[str, str]:
     """Return the variables that the options set.
 
     Raises:
-        Failure: A model's name is empty or has a comma, TAILRACE_HTTP_ADDRESS is not an address, or two folders of
-            recordings differ.
+        Failure: A model's name is empty or has a comma, TAILRACE_HTTP_ADDRESS is not an address, or `record` and
+            `replay` are different folders.
     """
     if name := next((name for name in options.models if _SEPARATOR in name), None):
         raise Failure(f"{name} contains a comma: put the model into a catalog, or use a link without one.")
@@ -70,7 +71,7 @@ def settings_of(options: ServeOptions) -> dict[str, str]:
 
 
 def _recordings(options: ServeOptions) -> dict[str, str]:
-    """Return the folder of recordings and its use; empty if the options name none. Raises Failure for two folders."""
+    """Return the folder of recordings and its mode; empty if the options name none. Raises Failure for two folders."""
     if options.record and options.replay and Path(options.record).absolute() != Path(options.replay).absolute():
         raise Failure("--record and --replay name two folders: name the same one, to record what is missing in it.")
     folder = options.record or options.replay
@@ -86,10 +87,10 @@ def replays_only() -> bool:
 
 
 def _address_settings(options: ServeOptions) -> dict[str, str]:
-    """Return the bridge's address, and for a stack beside another one also a gRPC address with port 0.
+    """Return the bridge's address, and for a second stack on this machine also a gRPC address with port 0.
 
-    It is such a stack if --port selects a free port, or sets one while the default gRPC address is in use. Two stacks that
-    start at once with --port 0 thus have no port in common.
+    The stack counts as a second one if --port is given, no gRPC address is set, and the port is 0 or the default gRPC
+    address is in use. Two stacks that start simultaneously with --port 0 therefore have no port in common.
     """
     address = variable(_HTTP, DEFAULT_HTTP_ADDRESS)
     try:

@@ -76,7 +76,8 @@ def serve(options: ServeOptions) -> int:
         check_models()
     _check_addresses()
     reading, _ = os.pipe()  # the other end closes when this process ends
-    _on_signals(_raise_stopped)
+    stop = _Stop()
+    _on_signals(stop)
     services: list[Service] = []
     try:
         for module, name in (("inference_server", "TAILRACE_GRPC_ADDRESS"), ("http_bridge", "TAILRACE_HTTP_ADDRESS")):
@@ -88,7 +89,7 @@ def serve(options: ServeOptions) -> int:
             if not services[-1].is_listening():
                 break
             environment[name] = services[-1].address
-        return _watch(services, started)
+        return _watch(services, started, stop)
     except _Stopped:
         return 0
     finally:
@@ -138,13 +139,24 @@ def _check_addresses() -> None:
 def _on_signals(handler: "signal._HANDLER") -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handler)
-    # nohup starts the command with SIGHUP ignored, so that the command runs on after its terminal is closed.
+    # nohup starts the command with SIGHUP ignored, so the command must continue after its terminal is closed.
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, handler)
 
 
-def _raise_stopped(number: int, frame: object) -> None:
-    raise _Stopped
+class _Stop:
+    """Handler of the signals that end the command: it raises `_Stopped` and remembers the signal.
+
+    Python discards an exception that a signal's handler raises during a finalizer, so that the loop checks the flag too.
+    """
+
+    def __init__(self) -> None:
+        self.has_arrived = False
+
+    def __call__(self, number: int, frame: object) -> None:
+        """Handle a signal. See `signal.signal`."""
+        self.has_arrived = True
+        raise _Stopped
 
 
 def _terminate(processes: list[Process]) -> None:
@@ -153,15 +165,19 @@ def _terminate(processes: list[Process]) -> None:
             process.terminate()
 
 
-def _watch(services: list[Service], started: float) -> int:
+def _watch(services: list[Service], started: float, stop: _Stop) -> int:
     """Wait until one service ends and return the exit code of `serve`. Print the curl command when both are ready.
 
     Args:
         services: The inference server and the bridge.
         started: Time of the start, in seconds of time.monotonic().
+        stop: Handler of the signals.
+
+    Raises:
+        _Stopped: A signal has arrived.
     """
     is_announced = False
-    while True:
+    while not stop.has_arrived:
         for service, name, other in zip(services, _NAMES, reversed(_NAMES), strict=False):
             code = service.process.poll()
             if code is not None and code < 0:
@@ -169,13 +185,14 @@ def _watch(services: list[Service], started: float) -> int:
                 return _SIGNAL_EXIT_CODE - code
             if code is not None:
                 return code or 1
-        # Both listen at their own ports, so that the bridge cannot have reached the server of another stack.
+        # Only if both listen at their own ports: otherwise, the bridge may have reached the server of another stack.
         if not is_announced and all(service.is_listening() for service in services):
             os.environ.update({service.variable: service.address for service in services})
             if _is_ready(http_address()):
                 is_announced = True
                 announce(http_address(), time.monotonic() - started)
         time.sleep(_POLL_SECONDS if is_announced else _START_POLL_SECONDS)
+    raise _Stopped
 
 
 def _death(name: str, other: str, number: int) -> str:

@@ -47,7 +47,7 @@ class Service:
         os.close(writing)
 
     def wait_for_port(self) -> None:
-        """Wait until the service listens, or until it ends without."""
+        """Wait until the service listens, or until its process ends."""
         self._read()
 
     def is_listening(self) -> bool:

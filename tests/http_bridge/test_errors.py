@@ -243,3 +243,10 @@ async def test_a_request_without_a_recording_gets_the_difference_and_the_command
         'AiError: AiError: No recording of this request in recordings: \'/messages/0/content\' is "a", and "b" in the nearest '
         "recording tiny.b.json. To record it, send it to this server: tailrace serve --record recordings --replay recordings ("
     )
+
+
+async def test_a_quoted_name_in_a_difference_keeps_its_dots(bridge, servicer):
+    found = {"field": 'chat.tools[0].parameters["a.b[1]"].type', "requested": "1", "recorded": "2", "nearest": "x.json"}
+    servicer.script = lambda reply: reply.refuse(Code.NOT_FOUND, "NOT_RECORDED", **found)
+    response = await bridge.ask({"prompt": "a"})
+    assert "'/tools/0/parameters[\"a.b[1]\"]/type' is 1" in response.json()["errors"][0]["message"]

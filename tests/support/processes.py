@@ -52,11 +52,16 @@ class Process:
         raise AssertionError(f"ended without {text!r}:\n{''.join(self.lines)}")
 
     async def exit_code(self, *, seconds: float = 30.0) -> int:
+        """Return the exit code once the process has ended. Raises TimeoutError with all output after `seconds`."""
         assert self._child.stdout is not None
-        # asyncio waits for the end of the output, which the process may share with its own children.
-        async with asyncio.timeout(seconds):
-            self.lines += (await self._child.stdout.read()).decode().splitlines(keepends=True)
-            return await self._child.wait()
+        try:
+            # asyncio waits for the end of the output, which the process may share with its own children.
+            async with asyncio.timeout(seconds):
+                while line := (await self._child.stdout.readline()).decode():
+                    self.lines.append(line)
+                return await self._child.wait()
+        except TimeoutError:
+            raise TimeoutError(f"still running after {seconds:.0f} s:\n{''.join(self.lines)}") from None
 
     def send(self, number: signal.Signals) -> None:
         self._child.send_signal(number)

@@ -42,13 +42,29 @@ def test_an_inference_server_has_a_token_of_its_own(monkeypatch):
     assert (found("grpc://127.0.0.1:1").token, found("http://127.0.0.1").token) == ("server", "bridge")
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8787", "ftp://a", "http://", "grpc://host", "http://a:x", "http://a:99999"])
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8787", "ftp://a", "http://", "grpc://host", "http://a:x", "http://a:99999", "http://a?b=c"]
+)
 def test_what_is_no_address_is_refused_with_an_example(url):
     with pytest.raises(ValueError, match="is not an address"):
         Client(url)
 
 
-@pytest.mark.parametrize("limit", [{"timeout": 0}, {"total_timeout": -1}, {"retries": -1}, {"token": "a b"}])
+@pytest.mark.parametrize("account", ["a/b", "..", "a?b", "a\nb", "x" * 129])
+def test_an_account_cannot_change_the_path(account):
+    with pytest.raises(ValueError, match="is not the name of an account"):
+        Client("http://127.0.0.1:1", account=account)
+
+
+def test_a_password_in_an_address_is_refused_and_not_repeated():
+    with pytest.raises(ValueError, match="user name or a password") as raised:
+        Client("http://user:secret@127.0.0.1:1")
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "limit", [{"timeout": 0}, {"timeout": float("inf")}, {"total_timeout": -1}, {"retries": -1}, {"token": "a b"}]
+)
 def test_wrong_limits_and_tokens_are_refused(limit):
     with pytest.raises(ValueError, match=r"must be|may contain"):
         AsyncClient(**limit)
@@ -57,6 +73,15 @@ def test_wrong_limits_and_tokens_are_refused(limit):
 def test_a_missing_certificate_is_named(tmp_path):
     with pytest.raises(ValueError, match="there is no file"):
         Client("grpcs://a:1", ca_file=tmp_path / "ca.pem")
+
+
+@pytest.mark.parametrize("files", [{"ca_file": "x"}, {"client_cert": ("x", "x")}])
+def test_a_file_without_a_certificate_is_named(tmp_path, monkeypatch, files):
+    (tmp_path / "x").write_text("no certificate")
+    monkeypatch.chdir(tmp_path)
+    for kind in (Client, AsyncClient):
+        with pytest.raises(ValueError, match="x cannot be used for TLS"):
+            kind("https://a", **files)
 
 
 async def test_token_and_account_reach_the_bridge(start_bridge, servicer, in_thread):

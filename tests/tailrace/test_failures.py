@@ -1,6 +1,7 @@
 """Errors, deadlines, retries and cancelling, through both doors."""
 
 import asyncio
+import contextlib
 import pickle
 
 import grpc
@@ -121,8 +122,8 @@ async def test_a_complete_reply_is_tried_again_even_then(client, async_client, s
 
 async def test_a_deadline_ends_a_reply_that_hesitates(client, async_client, servicer, in_thread):
     servicer.script = hesitating
-    for run in (in_thread(client.run, "hi", timeout=0.2), async_client.run("hi", timeout=0.2)):
-        with pytest.raises(tailrace.DeadlineError, match=r"within timeout, 0\.2 s") as raised:
+    for run in (in_thread(client.run, "hi", timeout=1), async_client.run("hi", timeout=1)):
+        with pytest.raises(tailrace.DeadlineError, match=r"within timeout, 1 s") as raised:
             await run
         assert raised.value.request_id == servicer.request_ids[-1]
         async with asyncio.timeout(10):
@@ -170,17 +171,18 @@ async def test_an_address_without_a_server_is_named(scheme, in_thread):
             await client.models(retries=0)
 
 
-async def test_another_program_at_the_address_is_noticed(in_thread):
+@pytest.mark.parametrize("body", [b"<html></html>", b"[]", b'{"data": [1]}', b'{"data": [{"embedding": [0.5]}]}'])
+async def test_another_program_at_the_address_is_noticed(in_thread, body):
     async def answer(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 13\r\nconnection: close\r\n\r\n<html></html>")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b" % (len(body), body))
         writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
         with Client(f"http://127.0.0.1:{port}", model=MODEL, retries=0) as client:
-            for call in (client.models, lambda: client.run("hi")):
+            for call in (client.models, lambda: client.run("hi"), lambda: client.embed("hi", model=MODEL)):
                 with pytest.raises(tailrace.ConnectionFailedError):
                     await in_thread(call)
 
@@ -213,3 +215,80 @@ async def test_a_closed_client_says_so(client, async_client):
         client.run("hi")
     with pytest.raises(RuntimeError, match="this client is closed"):
         await async_client.stream("hi").reply()
+
+
+async def test_closing_a_client_ends_the_replies_of_others(client, async_client, servicer):
+    servicer.script = hesitating
+    has_begun, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def read():
+        for _ in client.stream("hi").texts():
+            loop.call_soon_threadsafe(has_begun.set)
+
+    async def read_too():
+        async for _ in async_client.stream("hi").texts():
+            has_begun.set()
+
+    async def close():
+        client.close()
+
+    for reading, closing in ((asyncio.to_thread(read), close), (read_too(), async_client.close)):
+        has_begun.clear()
+        servicer.cancelled.clear()
+        async with asyncio.timeout(20):
+            task = asyncio.create_task(reading)
+            await has_begun.wait()
+            await closing()
+            with pytest.raises(tailrace.ConnectionFailedError):
+                await task
+            await servicer.cancelled.wait()
+
+
+@pytest.mark.parametrize("limit", ["timeout", "total_timeout"])
+async def test_the_limit_of_a_call_applies_to_the_list_of_models_too(limit, in_thread):
+    async def silent(reader, writer):
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    async with server:
+        address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        with Client(address) as client:
+            for call in (client.run, client.embed, lambda *texts, **limits: client.stream(*texts, **limits).reply()):
+                with pytest.raises(tailrace.DeadlineError):
+                    await in_thread(call, "hi", **{limit: 0.1})
+        async with AsyncClient(address) as client, asyncio.timeout(20):
+            for call in (client.run, client.embed, lambda *texts, **limits: client.stream(*texts, **limits).reply()):
+                with pytest.raises(tailrace.DeadlineError):
+                    await call("hi", **{limit: 0.1})
+
+
+async def test_an_answer_that_arrives_too_slowly_is_late(in_thread):
+    async def trickle(reader, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 99999\r\n\r\n")
+        with contextlib.suppress(OSError):
+            while not writer.is_closing():
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.sleep(0.02)
+
+    server = await asyncio.start_server(trickle, "127.0.0.1", 0)
+    async with server:
+        address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        with Client(address) as client, pytest.raises(tailrace.DeadlineError):
+            await in_thread(client.models, timeout=0.2)
+        async with AsyncClient(address) as client:
+            with pytest.raises(tailrace.DeadlineError):
+                await client.models(timeout=0.2)
+
+
+async def test_a_cancelled_task_stays_cancelled_if_the_client_is_closed_too(async_client, servicer):
+    servicer.script = hesitating
+    task = asyncio.create_task(async_client.run("hi"))
+    async with asyncio.timeout(20):
+        await servicer.entered.wait()
+        task.cancel()
+        closing = asyncio.create_task(async_client.close())
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await closing

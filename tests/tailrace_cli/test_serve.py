@@ -3,6 +3,7 @@
 import io
 import logging
 import signal
+import sys
 
 import pytest
 
@@ -60,9 +61,26 @@ def test_a_signal_that_arrives_while_a_line_is_logged_is_not_lost():
             return super().write(text)
 
     handler = logging.StreamHandler(SignalledStream())
-    before = signal.signal(signal.SIGTERM, serve._raise_stopped)
+    before = signal.signal(signal.SIGTERM, serve._Stop())
     try:
         with pytest.raises(serve._Stopped):
             handler.handle(logging.makeLogRecord({"msg": "ready"}))
     finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_signal_that_arrives_during_a_finalizer_is_not_lost():
+    class Finalized:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    stop = serve._Stop()
+    before = signal.signal(signal.SIGTERM, stop)
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        Finalized()
+        with pytest.raises(serve._Stopped):
+            serve._watch([], 0.0, stop)
+    finally:
+        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, before)

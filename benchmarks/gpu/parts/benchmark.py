@@ -1,4 +1,4 @@
-"""Part 4: tokens per second of Tailrace and of transformers with the same weights, compared with a bound.
+"""Part 4: measures the tokens per second of Tailrace and of transformers with the same weights, and records a bound.
 
 The bound of one stream is the bandwidth of a copy divided by the bytes of the weights, which every step reads once.
 """
@@ -56,10 +56,11 @@ def figures(rounds: list[list[Reply]]) -> dict[str, float]:
     """Return the medians over several rounds of the same load. `rounds`: the replies of each round.
 
     Returns:
-        tokens_per_s: Of the whole load, from its start to the last token.
-        decode_tokens_per_s: Of the tokens after each reply's first one, from the earliest first token.
+        tokens_per_s: All tokens of the load, by the time from its start to the last token.
+        decode_tokens_per_s: The tokens after each reply's first one, by the time from the earliest first token to the
+            last token.
         ttft_ms: The median time to the first token.
-        tpot_ms: The median time of each further token of a reply.
+        tpot_ms: The median over the replies of the mean time per token after the first.
     """
     whole = [sum(len(one.token_ids) for one in replies) / max(one.last for one in replies) for replies in rounds]
     decode = [_decode_rate(replies) for replies in rounds]
@@ -86,7 +87,7 @@ def _check(name: str, seconds: float, make: Make, *, int8: bool, attention: str,
 
 
 def _prefill(setup: Setup, note: Note) -> None:
-    """Record the time until each of many prompts that arrive together has its first token."""
+    """Record the prompt tokens per second, and the time until every one of many requests has its first output token."""
     model = models.make(setup)
     count, length = (4, 40) if setup.is_tiny else (16, 512)
     count = min(count, cache_tokens(model) // MAX_TOKENS)

@@ -1,10 +1,10 @@
 """Part 2: compares the engine's greedy replies with those of transformers.
 
-It also compares passes whose results must be equal: graph replays and eager passes, prompts in a batch and alone.
+It also compares graph replays with eager passes, and batch-invariant replies in a batch with replies alone.
 
-With random weights the two likeliest tokens are often close, so equal texts are not required. Transformers computes the
-logits of the engine's own reply instead: the logit of a chosen token may be below the largest logit only by a rounding
-error.
+With random weights the two likeliest tokens are often close, so equal texts are not required. Instead, transformers
+computes the logits of the engine's own reply. The logit of a chosen token may be below the largest logit only by a
+rounding error.
 """
 
 import threading
@@ -204,7 +204,7 @@ def _invariance(setup: Setup, note: Note) -> None:
 
 
 def _two_engines(setup: Setup, note: Note) -> None:
-    """Start two engines at the same time, which record graphs and decode, and compare each with transformers."""
+    """Record graphs and decode with two engines at the same time, and compare each with transformers."""
     layers = (2, 3)
     made = [models.make(setup, num_layers=count) for count in layers]
     prompts = _prompts((5, 30, 70), made[0].config.vocab_size)

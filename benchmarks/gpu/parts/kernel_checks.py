@@ -1,4 +1,7 @@
-"""Part 2, continued: compares every Triton kernel with the torch operations of gpu/reference.py, in real models' shapes."""
+"""Part 2, continued: compares every Triton kernel with torch's operations, in real models' shapes.
+
+The torch operations are those of inference_server/gpu/reference.py.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -11,7 +14,7 @@ from inference_server.gpu import ops, reference, triton_support
 
 
 class Shape(NamedTuple):
-    """Widths of one model's layers."""
+    """Widths and options of one model's layers."""
 
     hidden: int
     intermediate: int

@@ -1,6 +1,6 @@
 """Part 3: measures the kernels of one layer and of the output head, in the shapes of the setup's model.
 
-Kernels that are bound by memory are compared with the bandwidth of a copy.
+The bandwidth of kernels that are bound by memory is compared with that of a copy.
 
 Successive calls read different copies of the weights, together more than the GPU's L2 cache holds. In a model, a
 layer's weights are not in this cache either when a step reads them.
@@ -76,7 +76,7 @@ def _products(setup: Setup, note: Note, make: Callable[[Setup, Tensor], Callable
         setup: The device.
         note: Records the figures.
         make: Given a weight (out_features, in_features), returns the function that multiplies by it.
-        size: Bytes of one weight.
+        size: Bytes of one element of the weight.
     """
     bandwidth = _Bandwidth(setup, note)
     for name, (width, outputs) in _widths(setup).items():

@@ -61,7 +61,7 @@ def _bandwidth(setup: Setup, note: Note) -> None:
 
 
 def _noise(setup: Setup, note: Note) -> None:
-    """Compare the sampler's random numbers, and the sampled tokens, with those of the CPU."""
+    """Compare the random numbers and the tokens that are sampled on the device with those of the CPU."""
     cpu = torch.device("cpu")
     keys = [gumbel.key(seed, position) for seed in (0, 1, 2**63) for position in (0, 1, 4095)]
     size = models.SHAPES[setup.shapes]["vocab_size"]
@@ -77,7 +77,7 @@ def _noise(setup: Setup, note: Note) -> None:
     sampled["device_sampler"] = _sample_on_device(setup, logits, rows)
     unequal = 0
     for name, tokens in sampled.items():
-        # The device sampler returns negative numbers for rows that the host has to sample again.
+        # The device sampler returns negative numbers for rows that the host has to sample again. They are not compared.
         pairs = [pair for pair in zip(tokens, expected, strict=True) if pair[0] >= 0]
         wrong = sum(one != other for one, other in pairs)
         note(f"{name}: differing_tokens", f"{wrong} of {len(pairs)}")

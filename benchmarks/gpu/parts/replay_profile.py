@@ -33,7 +33,7 @@ def _profile(setup: Setup, note: Note, int8: bool) -> None:
 
 
 def table(setup: Setup, step: Callable[[], None]) -> list[dict[str, Any]]:
-    """Return the kernels that take the most time: name, calls and microseconds per step. The last row is the sum of all.
+    """Return name, calls and microseconds per step of the slowest kernels. The last row is the sum over all kernels.
 
     Raises:
         LeftOut: The profiler recorded no kernel.

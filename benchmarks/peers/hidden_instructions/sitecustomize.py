@@ -7,7 +7,7 @@ ATEN_CPU_CAPABILITY does not change that report. The folder of this file is in P
 import os
 from collections.abc import Callable
 
-# The functions of torch.cpu that report False, by the limit.
+# The functions of torch.cpu that return False under a limit, by the limit.
 _AMX = ("_is_amx_tile_supported", "_is_amx_fp16_supported", "_init_amx")
 _BF16 = (*_AMX, "_is_avx512_bf16_supported")
 _VNNI = (*_BF16, "_is_avx512_vnni_supported", "_is_vnni_supported")

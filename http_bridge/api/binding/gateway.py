@@ -1,4 +1,4 @@
-"""Answers a Worker's env.AI.gateway(id), toMarkdown and autorag: with addresses, and with one clear error for the rest.
+"""Answers a Worker's calls of env.AI.gateway(id), toMarkdown and autorag: returns gateway addresses, refuses the rest.
 
 gateway_endpoint.py serves the runs of a gateway. The Workers runtime turns an error into one of its exceptions:
 AiGatewayInternalError, AiGatewayLogNotFound, AutoRAGNotFoundError, AutoRAGInternalError or AiInternalError.
@@ -21,7 +21,7 @@ _NO_ACCOUNT = "local"  # the account in an address, if the request's token has n
 
 
 class GatewayErrors(ErrorWriter):
-    """The format of AI Gateway's errors. The runtime's classes for gateways, files and AutoRAG read it."""
+    """The format of AI Gateway's errors. The runtime's classes for gateways, toMarkdown and AutoRAG read it."""
 
     schema = GATEWAY_ERROR
 

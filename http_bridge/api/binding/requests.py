@@ -77,8 +77,8 @@ def _tensor_job(incoming: IncomingRequest, document: _Document, model: str) -> R
 def _is_templated(incoming: IncomingRequest, prompt: str) -> bool:
     """Return True if the prompt is already formatted with the model's chat template.
 
-    Up to version 1.0.35, the SDK formatted only `messages`, with Llama 2's template. From these versions, a `prompt`
-    without `messages` arrives as the user's plain text.
+    SDK versions up to 1.0.35 format only `messages`, with Llama 2's template. They send a bare `prompt` as plain text.
+    For these versions, the prompt counts as formatted if it contains [INST].
     """
     version = incoming.headers.get(SDK_HEADER, "0").split(".")
     if all(map(_NUMBER.fullmatch, version)) and [int(part) for part in version] <= _BARE_UP_TO:
@@ -106,7 +106,7 @@ def _text(value: Any) -> str:
 
 
 def _max_tokens(tensors: dict[str, Any]) -> Any:
-    """Return `max_tokens` from its own tensor or from a JSON text of parameters, otherwise None."""
+    """Return the limit on new tokens from its own tensor or from a tensor with JSON parameters; None without either."""
     if "INPUT_1" in tensors:
         return tensors["INPUT_1"]
     for name in ("sampling_parameters", "parameters"):

@@ -1,7 +1,7 @@
 """Replies as lists of tensors, which the Workers SDK of 2023 (@cloudflare/ai up to 1.0.53) turns into `{"response": …}`.
 
 A tensor is `{"name", "type", "shape", "value"}`. The SDK picks a tensor by its name and appends [DONE] to a stream itself.
-The names of request and reply depend on the family that the SDK assigns to the model.
+The tensor names of request and reply depend on the family that the SDK assigns to the model.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Family:
     Attributes:
         prompt: Name of the tensor with the prompt.
         replies: Names of the tensors with the reply; the SDK picks one of them.
-        echoes: Whether the SDK cuts the prompt off the reply, so that the prompt must precede it.
+        echoes: Whether the SDK removes the prompt from the start of the reply, so the reply must begin with it.
     """
 
     prompt: str

@@ -42,7 +42,7 @@ class Binding:
 
     Raises:
         HTTPException: 404 for an unknown path, 405 for an unsupported method.
-        ApiError: 403/10000 or 404/7003 for an account in the path that the request's token is not for.
+        ApiError: 403/10000 if the account in the path is not the token's, 404/7003 if it is not a valid account.
     """
 
     def __init__(self, endpoints: Iterable[Endpoint]) -> None:

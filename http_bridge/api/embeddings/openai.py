@@ -11,7 +11,7 @@ from tailrace.v1.inference_pb2 import EmbedRequest
 
 
 class OpenAiEmbeddingParser:
-    """Parses embedding requests in OpenAI's form. A text that is longer than the model's context is truncated."""
+    """Parses embedding requests in OpenAI's format. The server truncates texts longer than the model's context."""
 
     errors = OpenAiErrors()
 

@@ -1,4 +1,4 @@
-"""Writes vectors as JSON: in Workers AI's forms, as tensors of the SDK of 2023, and in OpenAI's form."""
+"""Writes vectors as JSON: in Workers AI's formats, as tensors for the SDK of 2023, and in OpenAI's format."""
 
 import base64
 import json
@@ -15,7 +15,7 @@ _NUMBER = "%.9g"
 
 
 def workers_ai_result(response: EmbedResponse, body: EmbeddingBody, pooling: PoolingName | None) -> bytes:
-    """Return the result of /ai/run as JSON, without an envelope. `pooling`: value of its field; None: no field."""
+    """Return the result of /ai/run as JSON, without an envelope. `pooling`: value of that field; None leaves it out."""
     vectors = [embedding.values for embedding in response.embeddings]
     if body.form == "scores":
         query, contexts = vectors[0], vectors[1:]

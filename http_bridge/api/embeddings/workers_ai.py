@@ -1,4 +1,4 @@
-"""Parses embedding requests of /ai/run and of a Worker's binding, in every version of its protocol.
+"""Parses embedding requests of /ai/run and of a Worker's binding, in every version of the binding's protocol.
 
 The SDK of 2023 sends the texts as one tensor, `input_text`, and reads the tensor `embeddings` of the reply.
 """
@@ -104,7 +104,7 @@ def _tensor(document: _Document) -> Any | None:
 
 
 def embedding_job(incoming: IncomingRequest, document: _Document, model: str, wrap: _Wrap) -> EmbeddingJob:
-    """Return the parsed request for a body. Raises ApiError if it is invalid. `wrap`: adds the envelope to the JSON."""
+    """Return the parsed request for a body. Raises ApiError if it is invalid. `wrap`: adds an envelope, or gzips."""
     body = run_body(document, model=model)
     request = _request(incoming, body, model)
     shown = {Pooling.POOLING_MEAN: "mean", Pooling.POOLING_CLS: "cls"}.get(request.pooling)

@@ -50,8 +50,8 @@ class Choices:
 def copies(request: RunRequest, num_choices: int, *, has_fixed_seeds: bool = False) -> tuple[RunRequest, ...]:
     """Return a message for each choice. The first one is `request`. The others differ from it only in the seed.
 
-    If the request has a seed, it determines the seeds of the other choices. Otherwise the server draws a seed for each. With
-    `has_fixed_seeds`, the others have fixed ones.
+    If the request has a seed, it determines the seeds of the other choices. Without one, the other choices have fixed
+    seeds with `has_fixed_seeds`; otherwise the server draws a seed for each.
     """
     requests = [request]
     for index in range(1, num_choices):

@@ -6,8 +6,8 @@ from http_bridge.api.reply_writer import ErrorWriter, JsonObject, error_message
 from http_bridge.errors import ApiError
 from http_bridge.protocol.reply_schemas import OPENAI_ERROR
 
-# OpenAI's status and code by Cloudflare's code. Other errors keep their status. `_CODES` has their codes by status. If
-# it has none, Cloudflare's code is used.
+# OpenAI's status and code by Cloudflare's code. Other errors keep their status. Their code is the one that `_CODES` has
+# for the status, or else Cloudflare's.
 _OPENAI: Mapping[int, tuple[int, str]] = {
     3042: (404, "model_not_found"),
     5007: (404, "model_not_found"),
@@ -37,7 +37,7 @@ class OpenAiErrors(ErrorWriter):
 
 
 def openai_error(error: ApiError) -> JsonObject:
-    """Return OpenAI's `error` object. Where OpenAI has no code, it is Cloudflare's number as a string."""
+    """Return OpenAI's `error` object. Its code is OpenAI's, or if OpenAI has none, Cloudflare's number as a string."""
     status, code = _status_and_code(error)
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     return {"message": error.openai_message or error.description, "type": kind, "param": error.param, "code": code}

@@ -42,7 +42,7 @@ def _entry(model: Model) -> dict[str, object]:
 
     Only embedding models have `dimensions`.
     """
-    # Clients subtract the longest reply from the window to find the longest prompt.
+    # `context_length` is the window of prompt and reply: clients subtract the longest reply to find the longest prompt.
     window = model.window or model.context_length
     lengths = {"context_length": window, "max_model_len": window}
     return {

@@ -61,7 +61,7 @@ class OpenAiWriter(ReplyWriter):
         return self.answer([self.choice(reply)], reply.completed)
 
     def finish(self, completed: Completed) -> bytes:
-        """Return the chunk with the finish reason, the usage and the end of the stream."""
+        """Return the chunk with the finish reason, the usage if the stream reports it, and the end of the stream."""
         return self.end_choice(completed, has_usage=True) + self.end(completed)
 
     def answer(self, choices: list[JsonObject], completed: Completed) -> bytes:
@@ -75,7 +75,7 @@ class OpenAiWriter(ReplyWriter):
         return self._event([], usage=_usage(completed)) + sse.DONE
 
     def end_choices(self, completed: Completed) -> bytes:
-        """Return the end of a stream whose choices have ended, with the usage of all of them."""
+        """Return the end of a stream whose choices have all ended, after their usage if the stream reports it."""
         usage = self._last_usage(completed, has_usage=True)
         return (self._event([], **usage) if usage else b"") + self.end(completed)
 

@@ -1,11 +1,11 @@
-"""Errors of the Responses API: OpenAI's form, with the names of this API's fields."""
+"""Errors of the Responses API: OpenAI's format, with the names of this API's fields."""
 
 from http_bridge.api.openai.errors import OpenAiErrors
 from http_bridge.api.reply_writer import JsonObject
 from http_bridge.errors import ApiError
 from http_bridge.protocol.bodies.unsupported import IN_THIS_API
 
-# The server's errors name the fields of chat completions. `param` has no index: several items can be one turn.
+# The server's errors name the fields of chat completions. A renamed `param` has no index: several items may be a turn.
 _NAMES = {
     "messages": "input",
     "max_tokens": "max_output_tokens",

@@ -40,8 +40,8 @@ _WHY_REFUSED = {
     "computer_call_output": "is a picture, and the model {model} reads text only",
 }
 
-# Longest JSON of all items that a request refers to: about the largest body. A reference is short, so that a body could
-# otherwise refer to gigabytes.
+# Length limit, in characters of JSON, of all items together that a request refers to: about the largest body. A
+# reference is short, so a body could otherwise refer to gigabytes.
 _MAX_RECALLED = 4_000_000
 
 
@@ -191,7 +191,7 @@ class Conversation:
             self._thoughts = []
 
     def _text(self, content: Any, path: str) -> str:
-        """Return the text of a string or of a list of parts."""
+        """Return the text of a string or of a list of parts. Any other value is returned as JSON."""
         if content is None or isinstance(content, str):
             return content or ""
         if not isinstance(content, list):

@@ -24,7 +24,7 @@ class RecentItems:
     def __init__(
         self, *, max_bytes: int = _MAX_BYTES, seconds: float = _SECONDS, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Create an empty memory.
+        """Create an empty store.
 
         Args:
             max_bytes: Largest estimated size of all items together, in bytes.
@@ -65,7 +65,7 @@ class RecentItems:
 
 
 def _kept(item: Item) -> Item:
-    """Return a copy without log probabilities, and without the second and third copy of thoughts."""
+    """Return the item without log probabilities and with one copy of its thoughts, which it may contain three times."""
     if item.get("type") == "reasoning":
         return {**item, "summary": [], "encrypted_content": None}
     if item.get("type") == "message":

@@ -1,4 +1,4 @@
-"""Parses the requests of /v1/responses, and the bodies of /ai/run that have the same form."""
+"""Parses the requests of /v1/responses, and the bodies of /ai/run that have the same format."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -39,7 +39,7 @@ class ResponsesParser:
 
 
 def is_responses_body(document: Document) -> bool:
-    """Return True if a body of /ai/run has the form of the Responses API: `input`, and no prompt or messages."""
+    """Return True if a body of /ai/run has the format of the Responses API: `input`, and no prompt or messages."""
     if document.get("prompt") is not None or document.get("messages") is not None:
         return False
     return isinstance(document.get("input"), str | list)
@@ -76,7 +76,7 @@ def responses_job(
 def responses_writer(
     incoming: IncomingRequest, document: Document, body: RunBody, *, wrap: Callable[[Mapping[str, object]], bytes]
 ) -> ResponsesWriter:
-    """Return the writer that answers a body of another form with a Response object.
+    """Return the writer that answers a body in another format with a Response object.
 
     Args:
         incoming: The request.
@@ -96,7 +96,7 @@ def _writer(
     toolbox: Toolbox,
     wrap: Callable[[Mapping[str, object]], bytes],
 ) -> ResponsesWriter:
-    # A body of another form may have any values here.
+    # A body in another format may have any values here.
     include, options = document.get("include"), document.get("stream_options")
     defaults = sampling_defaults(incoming.models.find_model(document["model"]))
     request = Request(

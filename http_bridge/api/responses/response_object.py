@@ -16,7 +16,7 @@ from tailrace_shared.request_fields import DEFAULT_TEMPERATURE
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
-# The finish reasons of a reply that ended before the model ended it.
+# The finish reasons of a truncated reply.
 _CUT = (pb.FINISH_REASON_LENGTH, pb.FINISH_REASON_TIME_LIMIT)
 _ECHOED = ("instructions", "max_output_tokens", "max_tool_calls", "prompt_cache_key", "safety_identifier", "user")
 
@@ -63,12 +63,12 @@ def request_fields(
 
     Args:
         document: The request's body.
-        tools: The tools that the model receives.
+        tools: The client's tools, without those that were left out.
         defaults: The model's sampling defaults.
     """
     reasoning, text = document.get("reasoning"), document.get("text")
     if not isinstance(reasoning, dict):
-        # In bodies of other forms, `reasoning` is the effort itself, or a boolean.
+        # In bodies of other formats, `reasoning` is the effort itself, or a boolean.
         reasoning = {"effort": reasoning} if isinstance(reasoning, str) else {}
     if not isinstance(text, dict):
         text = {}
@@ -113,7 +113,7 @@ def response_payload(
         created: Time of the request, in seconds since 1970.
         status: Status of the response.
         output: The output items so far.
-        completed: The end of the reply; None if it has not ended.
+        completed: The server's last message; None if the reply has failed or has not ended yet.
         error: The error of a failed response.
     """
     return {

@@ -5,7 +5,7 @@ from starlette.responses import Response
 
 from http_bridge.errors import ApiError
 
-# OpenAI's routes that create something other than a response.
+# OpenAI's routes below /v1/responses whose second part is not the id of a response.
 _OTHERS = ("responses/input_tokens", "responses/compact")
 
 

@@ -15,7 +15,7 @@ _PREFIX = "tailrace-thoughts-1."
 
 
 def sealed(thoughts: str) -> str:
-    """Return thoughts in the form of `encrypted_content`: opaque to clients, but not secret."""
+    """Return thoughts as a value of `encrypted_content`: opaque to clients, but not secret."""
     return _PREFIX + base64.urlsafe_b64encode(thoughts.encode()).decode()
 
 

@@ -1,7 +1,8 @@
 """Reads the tools and the tool choice of a Responses body.
 
-A model calls functions. A custom tool becomes a function with one text, and the functions of a namespace get its name as a
-prefix. `Toolbox.origin` finds the client's tool for a call. Tools that OpenAI would run itself are left out.
+A model calls functions. A custom tool becomes a function with one string argument, and the functions of a namespace get
+its name as a prefix. `Toolbox.origin` finds the client's tool for a call. Tools that OpenAI would run itself are left
+out.
 """
 
 import json
@@ -37,7 +38,7 @@ class Toolbox:
 
     Attributes:
         functions: The functions for the model.
-        shown: The client's tools without the tools that are left out, for the reply.
+        shown: The client's tools for the reply, without those that are left out. A namespace is shown as a whole.
     """
 
     functions: list[pb.Tool] = field(default_factory=list)
@@ -100,14 +101,14 @@ def function_name(name: str, namespace: object) -> str:
 
 
 def choose(choice: Any, toolbox: Toolbox) -> Choice:
-    """Return the tool choice of a body. If it names a custom tool, the result names the function for this tool.
+    """Return the tool choice of a body. For a custom tool, or one in a namespace, the result names the tool's function.
 
     Args:
         choice: The body's `tool_choice`.
         toolbox: The body's tools.
 
     Raises:
-        ApiError: 400/5006 if the choice has no known form, or names a tool that cannot be called.
+        ApiError: 400/5006 if the choice has no known format, or names a tool that cannot be called.
     """
     if isinstance(choice, dict):
         choice = _as_function(choice)
@@ -160,7 +161,7 @@ def _schema(tool: Document, path: str) -> str:
 
 
 def _shown(tool: Document) -> Document:
-    """Return the tool with the keys that the SDKs' types require."""
+    """Return a function tool with all keys that the SDKs' types require; a custom tool is returned unchanged."""
     if tool.get("type") == "custom":
         return tool
     function = tool["function"] if isinstance(tool.get("function"), Mapping) else tool

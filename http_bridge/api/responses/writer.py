@@ -83,7 +83,7 @@ class ResponsesWriter(ReplyWriter):
         )
 
     def text(self, text: str) -> bytes:
-        """Return the event of a piece of text, after those that open its item. Its constant parts are prepared once."""
+        """Return the event of a piece of text, after those that open its item. Its other parts are prepared once."""
         opened = b"" if self._kind == _MESSAGE else self._open_message()
         self._pieces.append(text)
         return opened + self._piece(text)

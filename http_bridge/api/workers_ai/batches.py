@@ -1,4 +1,4 @@
-"""Batches of /ai/run and of the binding: requests that are queued together, and whose results the client polls.
+"""Batches of /ai/run and of the binding: requests that are queued together, and for whose results the client polls.
 
 Request                                        Answer
 
@@ -36,7 +36,7 @@ ParseOne = Callable[[dict[str, Any], str], RunJob | EmbeddingJob]
 Wrap = Callable[[bytes], bytes]
 _REFERENCE = "external_reference"
 _INPUTS = ("prompt", "messages", "input", "text", "contexts", "queries", "documents")
-_MAX_ID = 256  # longest request_id, in characters
+_MAX_ID = 256  # longest part of an unknown request_id in an error message, in characters
 # Results above this size are joined, and perhaps compressed, on another thread.
 _LARGE_BYTES = 1_000_000
 
@@ -63,7 +63,7 @@ def batch_job(document: _Document, *, model: str, account: str, wrap: Wrap, pars
         document: The body. A single request without the list `requests` is a batch of one.
         model: Name of the model.
         account: Account of the request; empty if it has none.
-        wrap: Adds the route's envelope to the JSON of a result.
+        wrap: Makes the body of the route's reply from the JSON of a result: adds an envelope, or compresses.
         parse_one: Parses one request.
 
     Raises:
@@ -84,7 +84,7 @@ def batch_job(document: _Document, *, model: str, account: str, wrap: Wrap, pars
 
 @dataclass(frozen=True, slots=True)
 class SubmitJob(DirectJob):
-    """Queues a batch. An invalid request of the batch fails alone."""
+    """Queues a batch. If a request of the batch is invalid, only that request fails."""
 
     model: str
     account: str
@@ -93,11 +93,11 @@ class SubmitJob(DirectJob):
     parse_one: ParseOne
 
     async def answer(self, state: Mapping[str, Any]) -> bytes:
-        """Queue the batch and return its id.
+        """Queue the batch and return its status, which contains its id.
 
         Raises:
-            ApiError: 400/5006 if batches are switched off, 400/5007 for an unknown model, 413/3006 for too many requests or
-                bytes, 429/3040 for a full queue.
+            ApiError: 400/5006 if batches are switched off, 400/5007 or 400/5028 for an unknown model, 413/3006 for too
+                many requests or bytes, 429/3040 for a full queue.
             AioRpcError: No server returned its models.
         """
         upstream: Upstream = state["upstream"]
@@ -115,7 +115,7 @@ class SubmitJob(DirectJob):
         for index, document in enumerate(self.requests):
             parsed.append(self._request(document, index, upstream))
             num_bytes += parsed[-1].size
-            # References to items of earlier replies can become much longer than the body.
+            # References are replaced by the items of earlier replies, which can be much longer than the body.
             queue.check_size(len(self.requests), num_bytes)
         return parsed
 
@@ -166,7 +166,7 @@ class PollJob(DirectJob):
 
 @dataclass(frozen=True, slots=True)
 class RunWork:
-    """Runs a model for a request of a batch. `num_bytes`: size of its body, of which the reply may repeat fields."""
+    """Runs a model for a request of a batch. `num_bytes`: size of its body, parts of which the reply may repeat."""
 
     job: RunJob
     upstream: Upstream
@@ -208,7 +208,7 @@ class EmbeddingWork:
         return self.job.request.ByteSize()
 
     async def run(self, request_id: str, timeout_seconds: float) -> Result:
-        """Embed the texts. Raises ApiError if that fails."""
+        """Embed the texts. Raises ApiError if the gRPC call fails."""
         request = self.job.request
         try:
             response = await self.upstream.embed(request, request_id=request_id, timeout_seconds=timeout_seconds)

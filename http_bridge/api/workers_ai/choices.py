@@ -14,7 +14,7 @@ _END_OF_EVENT = b"}\n\n"
 
 
 class ChoicesWriter(ChatWriter):
-    """Writes `chat.completion` in an envelope, or its chunks, then one event with the usage in Workers AI's form."""
+    """Writes `chat.completion` in an envelope, or its chunks, then one event with the usage in Workers AI's format."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class ChoicesWriter(ChatWriter):
         return data.removesuffix(sse.DONE) + sse.event({"response": "", "usage": usage}) + sse.DONE
 
     def error(self, error: ApiError, request_id: str) -> bytes:
-        """Return an event with the error in Workers AI's form."""
+        """Return an event with the error in Workers AI's format."""
         return error_event(error, request_id)
 
     def _padded(self, data: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Describes models in the form that OpenRouter requires of its providers: models/search?format=openrouter."""
+"""Describes models in the format that OpenRouter requires of its providers: models/search?format=openrouter."""
 
 import re
 
@@ -12,7 +12,7 @@ _FREE = "0"
 
 
 def openrouter_entry(model: Model, *, created: int) -> dict[str, object]:
-    """Return a model in OpenRouter's form. `created`: Unix time in seconds."""
+    """Return a model in OpenRouter's format. `created`: Unix time in seconds."""
     is_embedding = model.task == Task.TASK_TEXT_EMBEDDING
     return {
         "id": model.name,

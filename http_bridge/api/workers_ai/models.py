@@ -27,7 +27,7 @@ _Entry = dict[str, Any]
 
 _MAX_PER_PAGE = 1000
 _DEFAULT_PER_PAGE = 50
-# Cloudflare's own ids, so that tools which stored one find the same task or model here.
+# Cloudflare's own ids: a tool that has stored an id finds the same task or model here.
 _TEXT_GENERATION = {
     "id": "c329a1f9-323d-4e91-b2aa-582dd4188d34",
     "name": "Text Generation",
@@ -63,7 +63,7 @@ _STARTED = time.time()
 async def search_models(request: Request) -> Response:
     """GET …/ai/models/search: filter by author, task, search and source. A page after the last one is empty.
 
-    With format=openrouter the models have the form that OpenRouter requires of its providers.
+    With format=openrouter, the reply has the format that OpenRouter requires of its providers.
     """
     query = request.query_params
     models = [(model, entry) for model in await list_models(request) if _matches(entry := _search_entry(model), query)]
@@ -89,7 +89,11 @@ class ModelSchema:
         self._inputs = inputs
 
     async def __call__(self, request: Request) -> Response:
-        """Return the schemas of the model's input and output. Raises ApiError 400/5007 for an unknown model."""
+        """Return the schemas of the model's input and output.
+
+        Raises:
+            ApiError: 400/5006 if the query names no model, 400/5007 or 400/5028 for an unknown model.
+        """
         name = request.query_params.get("model")
         if not name:
             raise bad_input("required properties at '/' are 'model'")

@@ -112,7 +112,7 @@ class WorkersAiWriter(ReplyWriter):
         """Return the reply as one object.
 
         Raises:
-            ApiError: 400/5024 if `max_tokens` truncated a JSON document.
+            ApiError: 400/5024 if the reply ended before its JSON document was complete.
         """
         is_call = bool(reply.tool_calls) and not reply.text
         response: object = _document(reply.text) if self._is_json and not is_call else reply.text
@@ -171,7 +171,7 @@ def run_usage(completed: Completed, *, counts_cached: bool) -> JsonObject:
 def _document(text: str) -> object:
     try:
         return json.loads(text)
-    except ValueError:  # max_tokens truncated the document
+    except ValueError:  # max_tokens or another limit truncated the document
         raise ApiError(400, 5024, "JSON Mode couldn't be met") from None
 
 

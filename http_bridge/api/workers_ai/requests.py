@@ -19,7 +19,7 @@ class RestParser:
             and document.get("prompt") is None
             and isinstance(document.get("input"), dict)
         ):
-            # In its first weeks, Workers AI documented this body.
+            # Workers AI documented this format of a body in its first weeks.
             document = document["input"]
         return model_job(incoming, document, check_model_name(incoming.model), ENVELOPED)
 

@@ -1,4 +1,8 @@
-"""Parses one body of /ai/run or of the binding. The model's `shape` in the catalog determines the form of the reply."""
+"""Parses one body of /ai/run or of the binding.
+
+The reply has the format of the Responses API if the body has it. Otherwise the model's `shape` in the catalog
+determines the format.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,7 +32,7 @@ _RESPONSES = "responses"
 
 @dataclass(frozen=True, slots=True)
 class ResultForm:
-    """The form of results on one route.
+    """The encoding of results on one route.
 
     Attributes:
         wrap: Encodes a result.
@@ -51,7 +55,7 @@ def model_job(incoming: IncomingRequest, document: _Document, model: str, form: 
         incoming: The request.
         document: The body's input, with its `options`.
         model: Name of the model.
-        form: The form of the route's results.
+        form: The encoding of the route's results.
 
     Raises:
         ApiError: The request is invalid.
@@ -139,7 +143,7 @@ def _choices_job(incoming: IncomingRequest, document: _Document, model: str, for
 
 
 def _responses_job(incoming: IncomingRequest, document: _Document, model: str, form: ResultForm) -> RunJob:
-    """Return the job for a model that answers a prompt or messages in the form of the Responses API too."""
+    """Return the job for a model with `shape = "responses"`: a prompt or messages, answered with a Response object."""
     body = _choices_body(incoming, document, model)
     check_adapter(incoming, body, model)
     profile = incoming.profile.for_openai(is_at_account=True)

@@ -10,7 +10,7 @@ from http_bridge.api.workers_ai.replies import envelope
 from http_bridge.auth.bearer import ACCOUNT_KEY, TokenCheck, token_id
 from http_bridge.errors import ApiError
 
-# Every account name is valid for such a token. Documents and examples use this one.
+# The account of a token for every account. Any name would be valid; documents and examples use this one.
 _ANY_ACCOUNT = "local"
 _ACTIVE = {"code": 10000, "message": "This API Token is valid and active", "type": None}
 
@@ -32,7 +32,7 @@ class VerifyToken:
 
 
 async def list_accounts(request: Request) -> Response:
-    """GET /accounts: return the account of the request's token. For a token of every account, it is named "local"."""
+    """GET /accounts: return the account of the request's token; "local" if it is for every account or not needed."""
     account = request.scope["state"].get(ACCOUNT_KEY) or _ANY_ACCOUNT
     page = {"page": 1, "per_page": 20, "count": 1, "total_count": 1, "total_pages": 1}
     return JSONResponse({**envelope([{"id": account, "name": account, "type": "standard"}]), "result_info": page})

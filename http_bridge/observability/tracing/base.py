@@ -77,7 +77,7 @@ def request_trace(scope: Scope) -> RequestTrace:
 
 
 def trace_context(headers: Iterable[tuple[bytes, bytes]]) -> TraceContext:
-    """Return the client's traceparent and tracestate if they are valid by W3C's rules; empty otherwise."""
+    """Return the client's traceparent, with its tracestate if that is valid; empty without a valid traceparent."""
     given = [(name, value.decode("latin-1")) for name, value in headers if name in (b"traceparent", b"tracestate")]
     parents = [value for name, value in given if name == b"traceparent"]
     found = _TRACEPARENT.fullmatch(parents[0]) if len(parents) == 1 else None

@@ -30,7 +30,7 @@ class OtlpTracing(NullTracing):
         self._around = partial(TracedApp, tracer=self._sender.tracer)
 
     def around(self, app: ASGIApp) -> ASGIApp:
-        """Wrap the run endpoint so that each request is traced."""
+        """Wrap an endpoint so that each request is traced."""
         return self._around(app)
 
     def start(self) -> None:

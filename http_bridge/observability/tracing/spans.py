@@ -1,4 +1,4 @@
-"""Records the bridge's spans: one for the HTTP request, and within it one for the call to the inference server.
+"""Records the bridge's spans: one for the HTTP request, and within it one for each call to an inference server.
 
 Imports OpenTelemetry's API. Does not depend on the exporter.
 """
@@ -31,7 +31,7 @@ _MAX_INT = 2**63 - 1
 
 
 class TracedApp:
-    """ASGI application that calls the run endpoint and records a span for each request."""
+    """ASGI application that calls `app` and records a span for each request."""
 
     def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
         self._app = app

@@ -17,7 +17,8 @@ def field_names(schema: object) -> Iterator[str]:
 def beginning(value: object, names: Set[str], room: Iterator[int]) -> object:
     """Return a copy with fewer items and keys.
 
-    Each key that is not in `names`, and each item, consumes an element of `room`. Without an element, it is left out.
+    Each key that is not in `names`, and each item, consumes an element of `room`. When `room` is exhausted, further
+    keys and items are left out.
 
     Args:
         value: A parsed document, or a part of it.

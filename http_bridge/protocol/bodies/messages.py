@@ -1,7 +1,7 @@
-"""Converts the messages of a conversation, in every form that clients send, to turns.
+"""Converts the messages of a conversation, in every format that clients send, to turns.
 
-`message_problems` finds content that the schema does not check: pictures, sound and files in the forms of several APIs. It
-accepts messages that do not fit the schema, so that one error can list the problems of both checks.
+`message_problems` finds content that the schema does not check: pictures, sound and files in the formats of several
+APIs. It accepts messages that do not fit the schema, so that one error can list the problems of both checks.
 """
 
 import json
@@ -26,7 +26,7 @@ _MEDIA = {
     **dict.fromkeys(("video_url", "video", "input_video"), "a video"),
     **dict.fromkeys(("file", "input_file", "document", "file_url"), "a file"),
 }
-# Kinds of content by the key of a message beside `content`.
+# Kinds of content by the key of a message that contains them, for keys other than `content`.
 _MEDIA_KEYS = {
     **dict.fromkeys(("image", "images", "image_url", "image_urls"), "a picture"),
     **dict.fromkeys(("file", "files", "attachments"), "a file"),
@@ -38,7 +38,7 @@ _DATA_URL = re.compile(r"\s*data:(image|audio|video)/[\w.+-]+;base64,")
 
 
 def message_problems(messages: object, model: str) -> Iterator[Problem]:
-    """Yield a problem for each part of `messages` that the model cannot read. `model`: name in the error."""
+    """Yield a problem for each part of `messages` that the model cannot read. `model`: the model's name, for errors."""
     for index, message in enumerate(messages if isinstance(messages, list) else ()):
         if not isinstance(message, dict):
             continue
@@ -142,7 +142,7 @@ def _joined(parts: object) -> str:
 
 def _call(call: Document, path: str) -> ToolCall:
     if custom := call.get("custom"):
-        # This tool's input is text, not JSON. Chat templates support only functions, so the text becomes an argument.
+        # A custom tool's input is text, not JSON. Chat templates support only functions: the text becomes an argument.
         return ToolCall(call.get("id") or "", custom["name"], arguments_text({"input": custom.get("input") or ""}))
     function = call.get("function") or call
     if function.get("name") is None:

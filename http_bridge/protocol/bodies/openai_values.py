@@ -7,7 +7,7 @@ from tailrace_shared.request_fields import SAMPLING_FIELDS
 
 Document = Mapping[str, Any]
 
-# Numbers that mean unset, beside null. OpenAI's own ranges do not contain them, except -1 for a seed.
+# Numbers that mean "unset", as null does. OpenAI's own ranges do not contain them, except -1 for a seed.
 _UNSET: Mapping[str, tuple[int, ...]] = {
     **dict.fromkeys(("max_tokens", "max_completion_tokens", "max_output_tokens", "top_k", "n", "best_of"), (-1, 0)),
     "seed": (-1,),

@@ -139,7 +139,7 @@ class BodyReader:
 
 
 def _validate(validator: Validator, document: Document, *named: Iterable[Problem]) -> None:
-    """Raise one error with all problems: those of the schema, and the `named` ones."""
+    """Raise one error with all problems: those that the schema finds, and those in `named`."""
     if problems := first_problems(chain(validator.problems(document), *named)):
         raise bad_fields(problems)
 
@@ -226,7 +226,7 @@ def _refuse_chat_fields(document: Document, reason: str) -> None:
 
 
 def _with_one_format(document: Document) -> Document:
-    """Return the body with the schema in OpenAI's place in `response_format`. Other APIs put `schema` beside the type."""
+    """Return the body with OpenAI's `json_schema` in `response_format`. Other APIs put `schema` next to `type`."""
     form = document.get("response_format")
     if not isinstance(form, dict) or form.get("schema") is None or form.get("json_schema") is not None:
         return document

@@ -1,6 +1,7 @@
 """Converts the reasoning options of several APIs to one reasoning effort, and to variables for the chat template.
 
-The effort is called the amount of thinking here, and an option is called a switch.
+This module calls an effort an amount of thinking, and an option of a body a switch. The options, and the APIs that have
+them:
 
 reasoning_effort                          OpenAI
 reasoning: {effort, enabled, exclude}     OpenAI's responses, OpenRouter

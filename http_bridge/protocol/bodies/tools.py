@@ -1,7 +1,7 @@
-"""Converts tools and the choice among them, in every form that clients send.
+"""Converts tools and the choice among them, in every format that clients send.
 
 A tool is a function if it has a `function`, or the type "function", or no type. Every other tool (web_search, mcp, file_search
-and others) runs at the API's provider. Such a tool is left out of the prompt, and the reply's headers name it.
+and others) runs at the API's provider. Such a tool is left out of the prompt, and a header of the reply lists its type.
 """
 
 import json
@@ -68,12 +68,12 @@ def tool_choice(choice: Any, names: Collection[str], others: Sequence[str] = ())
     """Return the choice in a body.
 
     Args:
-        choice: The body's `tool_choice`: a string or an object in a form of OpenAI, Workers AI or Anthropic, or None.
+        choice: The body's `tool_choice`: a string or an object in a format of OpenAI, Workers AI or Anthropic, or None.
         names: Names of the tools that are functions.
         others: Types of the tools that were left out.
 
     Raises:
-        ApiError: 400/5006 if the choice has no known form, or names a tool that cannot be called.
+        ApiError: 400/5006 if the choice has no known format, or names a tool that cannot be called.
     """
     names = frozenset(names)
     if isinstance(choice, dict):
@@ -88,7 +88,7 @@ def tool_choice(choice: Any, names: Collection[str], others: Sequence[str] = ())
 
 
 def _one(name: str) -> Choice:
-    # OpenAI's API answers the choice of one tool with one call.
+    # As in OpenAI's API, the reply to a choice of one tool has exactly one call.
     return Choice("required", name, parallel_tool_calls=False)
 
 
@@ -142,7 +142,7 @@ def _allowed(choice: Document, names: Collection[str], others: Sequence[str]) ->
 
 
 def _listed_names(listed: Sequence[Any], path: str, others: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """Yield place and name of the functions in a list of allowed tools. Tools that were left out are skipped."""
+    """Yield index and name of each function in a list of allowed tools. Tools that were left out are skipped."""
     left_out = frozenset(others)
     for index, tool in enumerate(listed):
         kind = tool.get("type") if isinstance(tool, dict) else None

@@ -24,7 +24,7 @@ class _Field:
     """A field that cannot be honoured.
 
     Attributes:
-        reason: The clause after the field's name.
+        reason: The part of the error's sentence after the field's name.
         is_harmless: Returns True for a value that has no effect.
     """
 
@@ -90,7 +90,7 @@ _RUN: Mapping[str, _Field] = {
     "functions": _Field("are embedded functions, which run in the Worker: send tools"),
     "audio": _Field("is sound, and the model reads and writes text only"),
 }
-# Ends the clause about a field that has another name in the Responses API.
+# Ending of the reason for a field that has another name in the Responses API.
 IN_THIS_API = "in this API"
 _NOT_STORED = "because nothing is stored here"
 _RESPONSES: Mapping[str, _Field] = {
@@ -112,18 +112,18 @@ _RESPONSES: Mapping[str, _Field] = {
 
 
 def model_name(document: Document) -> str:
-    """Return the model of a body for the sentences about it. It may be as long as the body, so it is truncated."""
+    """Return the name of a body's model, for error messages. A name may be as long as the body, so it is truncated."""
     name = document.get("model")
     return name[:MAX_NAME_LENGTH] if isinstance(name, str) else ""
 
 
 def chat_problems(document: Document, model: str) -> Iterator[Problem]:
-    """Yield the problems of a body of chat completions. `model`: name in the errors."""
+    """Yield the problems of a body of chat completions. `model`: the model's name, for the errors."""
     yield from _problems(document, model, {**_COMMON, **_CONVERSATION, **_CHAT})
 
 
 def completion_problems(document: Document, model: str) -> Iterator[Problem]:
-    """Yield the problems of a body of completions. `model`: name in the errors."""
+    """Yield the problems of a body of completions. `model`: the model's name, for the errors."""
     yield from _problems(document, model, {**_COMMON, **_COMPLETION})
     if "best_of" in document and _exceeds(document["best_of"], document.get("n")):
         yield Problem("/best_of", "'/best_of' is not supported: ask for n replies and choose among them")
@@ -135,7 +135,7 @@ def responses_problems(document: Document) -> Iterator[Problem]:
 
 
 def run_problems(document: Document, model: str) -> Iterator[Problem]:
-    """Yield the problems of a body of /ai/run. `model`: name in the errors."""
+    """Yield the problems of a body of /ai/run. `model`: the model's name, for the errors."""
     yield from _problems(document, model, {**_COMMON, **_CONVERSATION, **_RUN})
 
 

@@ -1,6 +1,6 @@
 """Converts the weights of linear layers to integer codes.
 
-Codes of bitsandbytes and of GGUF files are used as they are. Other weights are rounded.
+Codes of bitsandbytes, of 4-bit checkpoints and of GGUF files are used as they are. Other weights are rounded.
 """
 
 from collections.abc import Callable
@@ -70,7 +70,7 @@ def _int8_weights(linear: Any) -> Int8:
     state = getattr(linear, "state", None)
     if (
         state is not None
-    ):  # Linear8bitLt of bitsandbytes: before its first call, the weight holds integers and row maxima
+    ):  # Linear8bitLt of bitsandbytes: before its first call, the weight and not the state has integers and row maxima
         codes = state.CB if state.CB is not None else linear.weight.CB
         maxima = state.SCB if state.SCB is not None else linear.weight.SCB
         return Int8(codes.contiguous(), maxima.float().reshape(-1) / 127)

@@ -1,6 +1,6 @@
 """Linear layers that run as a compiled kernel: the packed weights and the interface that forward passes use.
 
-Independent of the instruction set; the subclasses in the backends' folders define layouts and choose kernels.
+This module does not depend on the instruction set. Subclasses (panels.py) define layouts and choose kernels.
 """
 
 from abc import abstractmethod

@@ -41,8 +41,8 @@ def pack(
         precision: The precision of these layers (the output head of an int4 model is packed as int8).
         batch_invariant: A row's result must be bit-identical for any number of rows.
         is_head: The output may be float32, with values rounded to the activations' dtype.
-        is_gated: The outputs are those of gate, then of up of an MLP. The module may then return silu(gate) * up; if it does,
-            its attribute `is_gated` is True.
+        is_gated: The outputs are those of an MLP's gate, then of its up layer. The module may then return
+            silu(gate) * up; if it does, its attribute `is_gated` is True.
         backends: The candidates, of which the first that supports the layer is used.
     """
     weight_format, weight = _stacked_weights(linears, precision)

@@ -44,7 +44,7 @@ class PanelBackend:
     layout_version = LAYOUT_VERSION
 
     def __init__(self, isa: "InstructionSet | None" = None) -> None:
-        """`isa`: the instruction set; by default the best one of this CPU, or the one that the environment names."""
+        """Use the kernels of `isa`. None: the best instruction set of this CPU, or the environment's choice."""
         self._given = isa
 
     @property
@@ -56,7 +56,7 @@ class PanelBackend:
     def name(self) -> str:
         """Return the layout's name.
 
-        There are two: int8 codes are stored plus 128 if the instruction set multiplies unsigned bytes.
+        There are two layouts, because int8 codes are stored plus 128 if the instruction set multiplies unsigned bytes.
         """
         return "panels" if self.isa is None or self.isa.unsigned_codes else "signedpanels"
 
@@ -177,7 +177,7 @@ class PanelLinear(KernelLinear):
     panel_outputs = _OUTPUTS
 
     def __init__(self, packed: PackedWeights, isa: "InstructionSet") -> None:
-        """`isa`: the instruction set of the kernel, whose layout the weights have."""
+        """Choose kernels of `isa`, the instruction set in whose layout the weights are packed."""
         self._isa = isa
         super().__init__(packed)
 
@@ -233,7 +233,7 @@ class Int4Linear(PanelLinear):
         self._widened = self._exact if self._min_rows is None else self._required("linear-int4-widened")
 
     def plan(self, num_rows: int) -> Kernel:
-        """Return the kernel for few or for many rows."""
+        """Return the kernel for `num_rows` rows. The kernel for many rows widens the weights."""
         return self._exact if self._min_rows is None or num_rows < self._min_rows else self._widened
 
     def workspace_bytes(self, num_rows: int) -> int:
@@ -242,7 +242,10 @@ class Int4Linear(PanelLinear):
 
 
 def _in_order(tensor: Tensor, is_gated: bool) -> Tensor:
-    """Return the rows (one per output) in panel order, padded with zeros to complete work items."""
+    """Return the rows (one per output) in panel order, padded with zeros to complete work items.
+
+    For a gated layer, panels of gate and of up alternate.
+    """
     if is_gated:
         order = torch.arange(len(tensor)).view(2, -1, _PANEL).transpose(0, 1).flatten()
         return tensor[order]

@@ -7,7 +7,10 @@ from inference_server.cpu.linear.weight_types import Weights
 
 
 class TorchBackend:
-    """Backend whose layers are torch's. Integer weights are multiplied in float32. The packed cache does not store them."""
+    """Backend whose layers are torch's. Integer weights are multiplied in float32.
+
+    The packed cache does not store these layers.
+    """
 
     name = "torch"
     layout_version = 1

@@ -33,7 +33,7 @@ _GIB = 2**30
 
 def load(key: EngineKey, device: torch.device, settings: Settings) -> PreparedModel:
     """Load the weights or read their packed form, and load adapters and draft model. Raises ConfigurationError."""
-    # The adapters are read first, because an error in one of them then ends the start before the weights are loaded.
+    # The adapters are read first, so that an error in one of them is reported before the weights are loaded.
     adapters = tuple(read_adapter(folder, device) for folder in key.adapters)
     if adapters:
         num_mb = sum(each.num_bytes for each in adapters) / 1e6
@@ -44,10 +44,10 @@ def load(key: EngineKey, device: torch.device, settings: Settings) -> PreparedMo
 
 
 async def build(spec: EngineSpec[PreparedModel], sample: Callable[[Logits], list[Sample]] = sample_tokens) -> Engine:
-    """Check the model with one forward pass, then start its engine. `sample`: see StepLoop.
+    """Compile the model's forward passes, check one of them, and start the engine. `sample`: see StepLoop.
 
     Raises:
-        ConfigurationError: The KV cache does not hold the longest sequence.
+        ConfigurationError: The KV cache cannot hold the longest sequence, or the draft model's window is too short.
         UnsupportedModel: The architecture is not supported.
         RuntimeError: The memory ran out.
     """
@@ -89,7 +89,7 @@ async def build(spec: EngineSpec[PreparedModel], sample: Callable[[Logits], list
 
 
 def _nothing() -> None:
-    """Do nothing."""
+    """Do nothing: the `on_thread` of an engine that may use several threads."""
 
 
 def _scheduler_policy(settings: Settings, device: torch.device) -> Policy:
@@ -106,7 +106,7 @@ def _scheduler_policy(settings: Settings, device: torch.device) -> Policy:
 
 
 def _num_blocks(spec: EngineSpec[PreparedModel], block_size: int) -> int:
-    """Return the number of KV cache blocks. Raises ConfigurationError if they do not hold the longest sequence."""
+    """Return the number of KV cache blocks. Raises ConfigurationError if they cannot hold the longest sequence."""
     blocks_per_sequence = -(-spec.max_len // block_size)
     most = blocks_per_sequence * spec.settings.max_running_seqs
     wanted = spec.settings.kv_cache_tokens

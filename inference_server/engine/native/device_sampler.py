@@ -27,7 +27,7 @@ from inference_server.generation import SamplingParams
 
 # Markers that replace token ids.
 UNSETTLED = -1  # top_k or top_p needs more tokens than the shortlist has
-NOT_FINITE = -2
+NOT_FINITE = -2  # the largest logit is NaN or infinite
 
 
 class DeviceSampler:
@@ -39,7 +39,8 @@ class DeviceSampler:
         Args:
             rows: Sampling state of each row, at its first position. `allowed` must be None.
             device: The device of the logits.
-            to_sort: Rows whose whole vocabulary is sorted if the shortlist is too short. Other rows get UNSETTLED.
+            to_sort: Rows whose whole vocabulary is sorted, as for rows with a top_k above SHORTLIST. Other rows with a
+                shortlist that is too short get UNSETTLED.
         """
         params = [row.params for row in rows]
         random = [index for index, param in enumerate(params) if not param.is_greedy]
@@ -124,15 +125,15 @@ class _NarrowedRows:
         self._long_limits = Limits.of([narrowed[index] for index in long], to_device) if long else self._limits
 
     def sample(self, logits: Tensor, keys: Tensor, token_ids: Tensor) -> Tensor:
-        """Return `token_ids` with the tokens of these rows replaced, by UNSETTLED if a row's shortlist is too short."""
+        """Return `token_ids` with the sampled tokens of these rows; UNSETTLED where a row's shortlist is too short."""
         if not self._is_all:
             logits, keys = logits[self._rows], keys[self._rows]
         scaled = logits / self._temperatures
         drawn, is_settled = Shortlist.likeliest(scaled).pick(self._limits, keys)
         drawn = torch.where(is_settled, drawn, UNSETTLED)
         if self._long is not None:
-            # Rows whose shortlist sufficed keep its token, as on the host: sums over the whole vocabulary may be
-            # rounded differently.
+            # A row whose shortlist suffices keeps the token drawn from it, as on the host: sums over the whole
+            # vocabulary may be rounded differently.
             others, _ = Shortlist.whole(scaled[self._long]).pick(self._long_limits, keys[self._long])
             settled = drawn[self._long]
             drawn.index_copy_(0, self._long, torch.where(settled >= 0, settled, others))

@@ -1,7 +1,8 @@
 """Tailrace's own engine: continuous batching on a thread that owns the model.
 
-The event loop and the thread exchange messages only: commands through a queue, events through call_soon_threadsafe, a few
-calls per step. A cancellation is a command and takes effect before the next step. Does not depend on gRPC or a tokenizer.
+The event loop and the thread exchange messages only. Commands go through a queue, and events through a few calls of
+call_soon_threadsafe per step. A cancellation is a command, and takes effect before the next step. This module does not
+depend on gRPC or a tokenizer.
 """
 
 import asyncio
@@ -40,7 +41,7 @@ class Engine(BaseEngine):
     Attributes:
         runner: Computes the forward passes.
         scheduler: Sequences that wait or run. Only the engine's thread changes it.
-        drafting: Draft tokens of the sequences; None without speculative decoding.
+        drafting: Chooses the draft tokens; None without speculative decoding.
     """
 
     def __init__(
@@ -63,11 +64,11 @@ class Engine(BaseEngine):
             end_ids: Tokens that end a reply.
             policy: Limits and modes of the scheduler.
             limits: Limits for requests in flight.
-            max_unused_blocks: Blocks that the prefix cache keeps (see BlockPool).
+            max_unused_blocks: Blocks without users that the prefix cache keeps (see BlockPool).
             on_broken: Called on the event loop after the model has failed permanently, or after `abandon`.
             sample: Chooses a token for each row of logits; tests replace it.
             drafting: Creates the Drafting for the engine's scheduler; None: no speculative decoding.
-            on_thread: Called first on the engine's thread.
+            on_thread: Called on the engine's thread before the first step.
         """
         super().__init__(limits, on_broken)
         self.runner = runner
@@ -83,7 +84,7 @@ class Engine(BaseEngine):
         self._stepper = Stepper(runner, self.scheduler, end_ids, self._emit, sample, self.drafting)
         self._loop = asyncio.get_running_loop()
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
-        # Emitted by the engine's thread, not yet passed to the event loop.
+        # Events that the engine's thread has emitted and not yet passed to the event loop.
         self._emitted: list[tuple[Reply, Event]] = []
         self._on_thread = on_thread
         # Both threads write _last_progress, and the newest value counts.
@@ -94,7 +95,7 @@ class Engine(BaseEngine):
         """Stop the thread after its current step, and fail the requests in flight with ServerStopping."""
         self._is_accepting = False
         self._commands.put(None)
-        # A stalled thread may never return.
+        # The wait is limited, because a stalled thread may never return.
         await asyncio.to_thread(self._thread.join, 0.1 if self.is_stalled else 10.0)
         if self.drafting is not None and self.drafting.num_drafted:
             logger.info("%d of %d draft tokens were accepted", self.drafting.num_accepted, self.drafting.num_drafted)
@@ -168,7 +169,7 @@ class Engine(BaseEngine):
                     self._last_progress = time.monotonic()
                     self._publish()
                 if self.scheduler.is_idle:
-                    self._flush()  # the next command may be far off, and clients wait for the last tokens
+                    self._flush()  # otherwise the last tokens would reach clients only after the next command
         except Exception:
             logger.exception("the engine's thread failed")
         self._on_loop(self._break)

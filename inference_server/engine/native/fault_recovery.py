@@ -23,26 +23,30 @@ _Result = TypeVar("_Result")
 
 
 class FaultRecovery:
-    """Handler of failures in a step.
+    """Handler of exceptions in a step.
 
     Attributes:
         is_broken: True if the model can no longer compute even a single token.
     """
 
     def __init__(self, runner: ModelRunner, scheduler: Scheduler, emit: Emit) -> None:
-        """`emit` is called with the Failed event of every sequence that fails."""
+        """Create a handler for the scheduler's sequences.
+
+        `emit`: called with the Failed event of each failed sequence.
+        """
         self._runner = runner
         self._scheduler = scheduler
         self._emit = emit
         self.is_broken = False
 
     def attempt(self, forward: Callable[[], _Result], what: str) -> _Result | None:
-        """Return the result of a forward pass that could be divided into smaller ones, or None if it failed.
+        """Return the result of a forward pass that can be divided into smaller ones, or None if it failed.
 
-        After a failure, no sequence fails yet. The caller then runs smaller passes, which show the cause.
+        A failure here does not fail any sequence yet. The caller then runs smaller passes, which show which sequences
+        fail.
 
         Args:
-            forward: The pass.
+            forward: Runs the pass.
             what: The content of the pass, for the log: "decoded tokens and prompts".
         """
         try:
@@ -65,7 +69,7 @@ class FaultRecovery:
         self._fail(seqs)
 
     def _preempt(self, seqs: list[Sequence]) -> bool:
-        """Release cached memory and preempt sequences. Returns False if at most one sequence could run already."""
+        """Release cached memory and preempt sequences. Returns False if the limit is already one running sequence."""
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         num_running = len(self._scheduler.running)
@@ -86,7 +90,7 @@ class FaultRecovery:
 
     def _fail(self, seqs: Iterable[Sequence]) -> None:
         for seq in seqs:
-            if seq in self._scheduler.running:  # a sequence may have finished before the pass failed
+            if seq in self._scheduler.running:  # a sequence may have ended before the failure
                 self._scheduler.discard(seq)
                 self._emit(seq, Failed(GenerationFailed("the model failed on this request")))
 

@@ -1,10 +1,11 @@
-"""Random numbers for Gumbel-max sampling: each depends on seed, position and token id only.
+"""Computes the random numbers for Gumbel-max sampling: each depends on seed, position and token id only.
 
-The token with the largest sum of logit and Gumbel noise is a sample from the softmax of the logits (Gumbel 1954; Maddison,
-Tarlow, Minka: A* sampling, 2014). A rounding error in the logits changes the sample only if the two largest sums differ
-by less than this error.
+The token with the largest sum of logit and Gumbel noise is a sample from the softmax of the logits. Sources: Gumbel,
+1954; Maddison, Tarlow, Minka: A* sampling, 2014. A rounding error in the logits changes the sample only if the two
+largest sums differ by less than this error.
 
-The numbers are a hash, so there is no state, and any part of them can be computed separately. Does not depend on logits.
+The numbers are hashes, so there is no state, and any part of them can be computed separately. Does not depend on
+logits.
 """
 
 import functools
@@ -19,8 +20,8 @@ from torch import Tensor
 _MASK64 = 2**64 - 1
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 _FIRST_FACTOR, _SECOND_FACTOR = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-# Tokens and positions use different constants. Otherwise some keys of seed 0 would equal the bits of a token. The
-# constants are from Steele, Vigna: Computationally easy, spectrally good multipliers for congruential generators, 2021.
+# Differs from the constant for positions. Otherwise some keys of seed 0 would equal the bits of a token. From Steele,
+# Vigna: Computationally easy, spectrally good multipliers for congruential generators, 2021.
 _TOKEN_GAMMA = 0xD1342543DE82EF95
 _FACTOR_32 = 0x21F0AAAD  # from lowbias32, https://github.com/skeeto/hash-prospector
 _LARGEST_BELOW_ONE = 1.0 - 2.0**-24
@@ -39,7 +40,7 @@ class Keys:
     """The keys of a batch, computed together: every row equals `key(seed, position)` of its seed and position."""
 
     def __init__(self, seeds: Items[int], positions: Items[int]) -> None:
-        """Create the keys of the first positions. `seeds` are below 2**64, one for each row."""
+        """Start at `positions`, one for each row. `seeds`: one for each row, below 2**64."""
         jumps = (np.array(positions, np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN_GAMMA)
         self._states = _mix64_of_all(np.array(seeds, np.uint64)) + jumps
 
@@ -69,7 +70,7 @@ def uniform(keys: Iterable[int], token_ids: Tensor) -> Tensor:
 
 
 def uniform_of_some(keys: Tensor, token_ids: Tensor, vocab_size: int) -> Tensor:
-    """Return the same as `uniform`, for keys on the device. Needs fewer operations, but a table of the whole vocabulary.
+    """Return the same as `uniform`, for keys on the device. Needs fewer operations, but hashes of the whole vocabulary.
 
     Args:
         keys: int32 of shape (num_rows, 2), as in `Keys`.
@@ -117,7 +118,7 @@ def token_hashes(vocab_size: int, device: torch.device) -> Tensor:
 
 
 def _halves(token_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Hash each token id to 64 bits as in SplitMix64. Returns them as two int32, of which the second is odd."""
+    """Hash each token id to 64 bits as in SplitMix64. Returns the halves as int32; the second half is made odd."""
     mixed = (token_ids + 1) * _signed64(_TOKEN_GAMMA)
     mixed = (mixed ^ (mixed >> 30 & (1 << 34) - 1)) * _signed64(_FIRST_FACTOR)
     mixed = (mixed ^ (mixed >> 27 & (1 << 37) - 1)) * _signed64(_SECOND_FACTOR)

@@ -1,14 +1,14 @@
-"""Decodes with the host one step behind the device: a step is launched before the host reads the tokens of the step before.
+"""Decodes with the host one step behind the device: launches a step before the host reads the previous step's tokens.
 
 The device samples the tokens of a step and keeps them as input of the next step. Meanwhile the host processes the
-tokens of the previous step. A step is launched early only if it continues the step in flight: no prompt is computed, no
-sequence is admitted or preempted, and no row needs the host to choose its token. Otherwise the host first reads the
-tokens of the step in flight, and the step loop plans the next step.
+tokens of the previous step. A step is launched early only if it continues the step in flight. This requires that no
+prompt is computed, no sequence is admitted or preempted, and no row needs the host to choose its token. Otherwise the
+host first reads the tokens of the step in flight, and the step loop plans the next step.
 
 Freed blocks are safe. A sequence may end while a step in flight still writes to its blocks, and another sequence may
-get these blocks. The passes of the other sequence run later on the same stream. They overwrite the rows that the step
-in flight wrote, and read only rows that they wrote themselves. Blocks in the prefix cache are full, and a step in
-flight writes to later blocks only.
+get these blocks. The passes of the other sequence run later on the same stream. They overwrite the keys and values that
+the step in flight wrote, and read only keys and values that they wrote themselves. Blocks in the prefix cache are full,
+and a step in flight writes to later blocks only.
 """
 
 import math
@@ -41,7 +41,10 @@ class _Step:
 
 
 class OverlappedDecoding:
-    """Decode steps of which one may be in flight between two calls. Used on the engine's thread only."""
+    """Executor of overlapped decode steps.
+
+    A step may stay in flight between calls. Used on the engine's thread only.
+    """
 
     def __init__(self, runner: ModelRunner, scheduler: Scheduler, step_loop: StepLoop) -> None:
         """Allocate the buffers. `runner` must support overlap."""
@@ -54,7 +57,7 @@ class OverlappedDecoding:
         self._batch: RunningBatch | None = None
         self._sampler: DeviceSampler | None = None  # sampler of self._batch
         self._num_changes = -1  # scheduler.num_changes when the batch was last checked
-        self._deadline = math.inf  # time.monotonic() at which the first time limit of a request ends
+        self._deadline = math.inf  # time.monotonic() at which the earliest time limit of a request expires
         self._to_sort: list[Sequence] = []  # sequences whose shortlist was too short in an earlier step
 
     def start(self, plan: StepPlan) -> bool:
@@ -141,7 +144,10 @@ class OverlappedDecoding:
         return DeviceSampler(rows, self._runner.device, [batch.seqs.index(seq) for seq in self._to_sort])
 
     def _read(self, step: _Step) -> None:
-        """Append the tokens of a launched step to its sequences. If the device reports an error, all of them fail."""
+        """Append the tokens of a launched step to its sequences.
+
+        If reading them raises, all sequences of the step fail.
+        """
         try:
             token_ids = step.buffers.read()
             now = time.monotonic()
@@ -171,7 +177,8 @@ class OverlappedDecoding:
         self._batch = None
         self._to_sort += [step.seqs[row] for row in rows if token_ids[row] != NOT_FINITE]
         for seq in seqs:
-            # The step in flight has counted a token that was sampled after the undefined input token.
+            # The step in flight has counted a token that was sampled after the undefined input token, so the state is
+            # built again.
             if seq.penalties is not None:
                 seq.penalties = self._step_loop.penalties_of(seq)
         with torch.inference_mode():

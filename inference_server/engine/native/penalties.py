@@ -1,7 +1,8 @@
 """Changes logits before sampling: a request's bias, then repetition, frequency and presence penalty.
 
-The repetition penalty is that of CTRL (Keskar et al. 2019) over prompt and reply. Frequency and presence penalty follow
-OpenAI's API reference, over the reply. BiasedRows and PenalisedRows do not wait for the device.
+The repetition penalty is that of CTRL (Keskar et al. 2019), and applies to tokens of prompt and reply. Frequency and
+presence penalty follow OpenAI's API reference, and apply to tokens of the reply. BiasedRows and PenalisedRows do not
+wait for the device.
 """
 
 from array import array
@@ -27,7 +28,7 @@ class ListedTokens:
 
     Attributes:
         ids: Token ids, int32.
-        counts: Occurrences of each in the reply, float32.
+        counts: Occurrences of each token in the reply, float32.
     """
 
     def __init__(self, prompt_ids: Items[int], reply_ids: Items[int] = ()) -> None:
@@ -63,8 +64,8 @@ class PenaltyState:
         self.seen = seen.to(device)
         self.counts = counts.float().to(device)
         self._listed: ListedTokens | None = None
-        # Views of the same memory as numpy arrays, because changing one element takes a tenth of the time; None on a
-        # GPU.
+        # The same memory as numpy arrays; None on a GPU. Changing one element of an array takes a tenth of the time
+        # that a tensor needs.
         self._views: tuple[NDArray[np.bool_], NDArray[np.float32]] | None = None
         if device.type == "cpu":
             self._listed = ListedTokens(prompt_ids, reply_ids)
@@ -79,12 +80,12 @@ class PenaltyState:
         counts[token_id] += 1
 
     def share(self, seen: Tensor, counts: Tensor) -> None:
-        """Replace the tensors with equal ones, which the caller may also change."""
+        """Replace the tensors with equal ones that the caller owns and may change."""
         self.seen, self.counts = seen, counts
         self._listed = self._views = None
 
     def listed(self) -> ListedTokens:
-        """Return the tokens as a list. Waits for the device if it is not a CPU."""
+        """Return the tokens in the layout of the sampling kernel. Waits for the device if it is a GPU."""
         if self._listed is not None:
             return self._listed
         listed = ListedTokens(self.seen.nonzero().flatten().tolist())
@@ -114,7 +115,7 @@ class BiasedRows:
 
 
 def bias_rows(logits: Tensor, params: Items[SamplingParams]) -> bool:
-    """Add the biases of the rows in place. Returns True if any row has one."""
+    """Add the rows' biases to `logits` in place. Returns True if any row has a bias."""
     biased = [(row, param.logit_bias) for row, param in enumerate(params) if param.logit_bias is not None]
     for row, bias in biased:
         places = torch.frombuffer(bias.token_ids, dtype=torch.int32).long().to(logits.device)
@@ -123,7 +124,7 @@ def bias_rows(logits: Tensor, params: Items[SamplingParams]) -> bool:
 
 
 class PenalisedRows:
-    """The penalty states of several sequences in one batch. They count tokens that the host has not read yet.
+    """The penalty states of several sequences in one batch. They also count tokens that the host has not read yet.
 
     While this object exists, the sequences' own states are views of its tensors, so that both are always equal.
     """
@@ -141,7 +142,7 @@ class PenalisedRows:
         return penalise(logits, self._seen, self._counts, self._strengths)
 
     def add(self, token_ids: Tensor) -> None:
-        """Count one token of each row: int64 of shape (num_rows,). Negative numbers are not counted."""
+        """Count one token of each row: int64 of shape (num_rows,). Negative numbers are markers and not counted."""
         places = token_ids.clamp(min=0)[:, None]
         is_token = token_ids[:, None] >= 0
         self._counts.scatter_add_(1, places, is_token.float())

@@ -1,7 +1,7 @@
 """Transfers the sampled tokens of a step to the host without delaying the host or the next step.
 
-A copy from a GPU is complete only when its event has occurred. Until then the device fills a pinned buffer, and the host may
-launch the next step, which uses other buffers.
+A copy from a GPU is complete only when the CUDA event recorded after it has occurred. Until then the device fills a
+pinned buffer, and the host may launch the next step, which uses other buffers.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ class StepBuffers:
     """
 
     def __init__(self, max_rows: int, device: torch.device) -> None:
-        """Allocate the buffers, which are pinned for a GPU."""
+        """Allocate the buffers. Host buffers are pinned if `device` is a GPU."""
         is_cuda = device.type == "cuda"
         self._token_ids = torch.zeros(max_rows, dtype=torch.int64, pin_memory=is_cuda)
         self._keys = torch.zeros((max_rows, 2), dtype=torch.int32, pin_memory=is_cuda)

@@ -1,4 +1,4 @@
-"""Prepares the changes of logits for the sampling kernel: penalties, bias, and the tokens that a grammar allows."""
+"""Prepares the edits of logits for the sampling kernel: penalties, bias, and the tokens that a grammar allows."""
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
@@ -30,12 +30,12 @@ class KeptLogits:
 
 
 def has_penalties_alone(row: "Row") -> bool:
-    """Return True if nothing but penalties, if any, changes the row's logits."""
+    """Return True if neither a grammar nor a bias changes the row's logits."""
     return row.allowed is None and row.params.logit_bias is None
 
 
 def edits_of(rows: "Items[Row]", vocab_size: int) -> tuple[dict[int, Edits], dict[int, KeptLogits]]:
-    """Return the edits of the rows' logits, and the memory that keeps logits before penalties, both by row index.
+    """Return the edits of the rows' logits, and the penalised tokens with buffers for their logits, both by row index.
 
     Raises ValueError if a row's tensors or bias do not match the size of the vocabulary.
     """
@@ -56,13 +56,13 @@ def edits_of(rows: "Items[Row]", vocab_size: int) -> tuple[dict[int, Edits], dic
 
 
 def _edits(row: "Row", state: PenaltyState | None, penalties: tuple[int, int, int, int], vocab_size: int) -> Edits:
-    """Return the changes of a row's logits. Raises ValueError if its tensors or bias do not match `vocab_size`.
+    """Return the edits of a row's logits. Raises ValueError if its tensors or bias do not match `vocab_size`.
 
     Args:
-        row: The row.
-        state: Its penalties' state, if it has one.
-        penalties: The first fields of Edits.
-        vocab_size: Number of its logits.
+        row: Sampling state of the row.
+        state: The row's penalty state, if it has one.
+        penalties: The first fields of Edits: addresses of token ids, counts and kept logits, and the number of tokens.
+        vocab_size: Number of logits in the row.
     """
     tensors = [row.allowed, None if state is None else state.seen]
     if any(each is not None and (each.shape != (vocab_size,) or not each.is_contiguous()) for each in tensors):

@@ -1,8 +1,8 @@
-"""The sequences of successive decode steps, with the values that change from step to step.
+"""Tracks the sequences of successive decode steps, with the values that change from step to step.
 
-A step may be launched before the tokens of the step before are known. So this module counts positions and limits per
-launched step, and does not read them from the sequences. All rows are advanced together, because a Python loop over the
-rows would take too long.
+A step may be launched before the tokens of the previous step are known. So this module counts positions and remaining
+tokens per launched step, and does not read them from the sequences. numpy updates all rows at once, because a Python
+loop over the rows would take too long.
 """
 
 from dataclasses import replace
@@ -36,11 +36,11 @@ class RunningBatch:
         self._num_left = num_left
         self._positions = np.array([token.position for token in tokens], np.int64)
         self._num_blocks = np.array([len(seq.block_ids) for seq in seqs], np.int64)
-        self._refers_to_itself = False  # True if the tokens are those that this batch's last step sampled
+        self._refers_to_itself = False  # True if the token ids refer to the rows of this batch's previous step
 
     @classmethod
     def first(cls, seqs: list[Sequence]) -> "RunningBatch":
-        """Return the batch of sequences whose tokens are all known, with no step in flight."""
+        """Return the batch of a step that follows no step in flight, so that all tokens of its sequences are known."""
         tokens = [NextToken(seq.block_ids, seq.num_computed, seq.token_ids[-1], seq.request.adapter) for seq in seqs]
         num_left = np.array([seq.request.max_tokens - seq.num_completion_tokens - 1 for seq in seqs], np.int64)
         return cls(seqs, tokens, num_left)
@@ -48,7 +48,8 @@ class RunningBatch:
     def next(self, scheduler: Scheduler, *, has_changed: bool) -> "RunningBatch | None":
         """Return the batch of the next step, which computes the tokens that this step samples.
 
-        Sequences that end with this step, or were removed from the scheduler, have no row in the next batch.
+        Sequences that reach their largest length with this step, or were removed from the scheduler, have no row in the
+        next batch.
 
         Args:
             scheduler: Allocates the blocks of the next tokens.
@@ -65,7 +66,7 @@ class RunningBatch:
         return batch if batch is not None and batch._advance(scheduler) else None
 
     def _without_ended(self) -> "RunningBatch | None":
-        # A sequence without blocks was removed.
+        # A sequence that has no blocks has been removed from the scheduler.
         kept = [row for row, seq in enumerate(self.seqs) if seq.block_ids and self._num_left[row] > 0]
         if len(kept) == len(self.seqs):
             return self

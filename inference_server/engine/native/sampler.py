@@ -58,7 +58,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A sampled token, with log probabilities if the request includes them."""
+    """A sampled token, with log probabilities if the request asks for them."""
 
     token_id: int
     logprob: TokenLogprob | None = None
@@ -76,7 +76,7 @@ def sample(logits: Tensor, rows: Items[Row]) -> list[Sample]:
     """Sample one token for each row, with the compiled kernel if there is one for these logits.
 
     Args:
-        logits: float32 of shape (num_rows, vocab_size). Changed in place.
+        logits: float32 of shape (num_rows, vocab_size). May be changed in place.
         rows: Sampling state of each row.
 
     Raises:
@@ -97,8 +97,8 @@ def _sample_with_kernel(kernel: Kernel, logits: Tensor, rows: Items[Row]) -> lis
         for index, row in enumerate(rows)
         if row.params.logprobs is not None
     }
-    # Logits must not change before all rows are known to be finite. Penalties can be undone. Rows with other edits are
-    # therefore only examined at first, and so are rows that report their unchanged logits.
+    # If a row is not finite, no logits may have changed. Penalties can be undone. Rows with other edits are therefore
+    # only examined at first, and so are edited rows that report log probabilities of their unchanged logits.
     later = {index for index in edits if index in tops or not has_penalties_alone(rows[index])}
     drawn = [GREEDY if index in later else draw for index, draw in enumerate(draws)]
     first = [NO_EDITS if index in later else edits.get(index, NO_EDITS) for index in range(len(rows))]
@@ -150,7 +150,7 @@ def _report_of_kernel(logits: Tensor, total: float, token_id: int, top: Tensor, 
     candidates: tuple[Candidate, ...] = ()
     if params.logprobs:
         ids = top[:, 1].tolist()
-        if min(ids) < 0:  # fewer tokens have a finite logit
+        if min(ids) < 0:  # fewer tokens have a finite logit than the request asks for
             return _report(torch.log_softmax(logits, dim=-1), token_id, params)
         values = top.view(torch.float32)[:, 0].tolist()
         candidates = tuple(Candidate(other, value - total) for other, value in zip(ids, values, strict=True))
@@ -183,7 +183,8 @@ def _forbid(logits: Tensor, rows: Items[Row]) -> bool:
     for index, row in enumerate(rows):
         if row.allowed is not None:
             has_any = True
-            # The result is far below every logit. masked_fill with -inf takes ten times as long on a CPU.
+            # Subtracting moves the token far below every other logit. masked_fill with -inf takes ten times as long on
+            # a CPU.
             out = logits[index]
             torch.add(out, row.allowed.to(logits.device).float() - 1, alpha=_FORBIDDEN, out=out)
     return has_any

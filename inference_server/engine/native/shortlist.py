@@ -29,12 +29,12 @@ def is_narrowed(params: SamplingParams) -> bool:
 
 
 def logit_depth(params: SamplingParams) -> float:
-    """Return the smallest logit that min_p keeps minus the largest logit: at most 0; -infinity without min_p."""
+    """Return the smallest logit that min_p keeps minus the largest one, at most 0; -infinity if min_p has no effect."""
     return params.temperature * math.log(params.min_p) if params.min_p and not params.is_greedy else -math.inf
 
 
 def logit_depths(params: Items[SamplingParams]) -> Tensor | None:
-    """Return the depths of the rows on the CPU, float32 of shape (num_rows, 1); None if no row has a min_p."""
+    """Return `logit_depth` of each row on the CPU, float32 of shape (num_rows, 1); None if all are -infinity."""
     depths = [logit_depth(param) for param in params]
     return torch.tensor(depths, dtype=torch.float32)[:, None] if max(depths) > -math.inf else None
 
@@ -51,7 +51,7 @@ def without_unlikely(logits: Tensor, depths: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of each row.
+    """The top_k and top_p of each row of a batch.
 
     Attributes:
         top_k: int64 of shape (num_rows, 1).
@@ -67,7 +67,10 @@ class Limits:
 
     @classmethod
     def of(cls, params: Items[SamplingParams], upload: Callable[[Tensor], Tensor]) -> "Limits":
-        """Return the limits of requests. `upload` moves a tensor from the CPU to the device of the logits."""
+        """Return the limits from sampling parameters.
+
+        `upload` moves a tensor from the CPU to the device of the logits.
+        """
         top_k = [min(param.top_k or _NO_TOP_K, _NO_TOP_K) for param in params]
         top_p = [param.top_p if param.top_p < 1.0 else _NO_TOP_P for param in params]
         columns = upload(torch.tensor(top_k)[:, None]), upload(torch.tensor(top_p, dtype=torch.float64)[:, None])
@@ -91,7 +94,7 @@ class Shortlist:
 
     @classmethod
     def likeliest(cls, scaled: Tensor) -> "Shortlist":
-        """Return the list of the SHORTLIST likeliest tokens. `scaled`: float32 of shape (num_rows, vocab_size)."""
+        """Return the SHORTLIST likeliest tokens of each row. `scaled`: float32 of shape (num_rows, vocab_size)."""
         return cls(*_topk(scaled, min(SHORTLIST, scaled.shape[-1])), scaled)
 
     @classmethod
@@ -101,7 +104,7 @@ class Shortlist:
         return cls(values, ids, values)
 
     def with_equals_by_id(self) -> "Shortlist":
-        """Return the same list with equal values in the order of their token ids, the order of the compiled kernel."""
+        """Return the same list with equal values ordered by token id, as in the compiled kernel."""
         ids, places = self.ids.sort(dim=-1)
         values, order = self.values.gather(-1, places).sort(dim=-1, descending=True, stable=True)
         return Shortlist(values, ids.gather(-1, order), self.scaled)

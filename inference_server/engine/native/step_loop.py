@@ -28,7 +28,7 @@ class StepLoop:
 
     Attributes:
         step_tokens: Tokens computed in each step, without empty steps.
-        recovery: Handler of failures.
+        recovery: Handler of exceptions.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class StepLoop:
         """Create a loop without sequences.
 
         Args:
-            runner: The model.
-            scheduler: The sequences.
+            runner: Computes the forward passes.
+            scheduler: Selects the sequences of each step.
             end_ids: Tokens that end a reply.
-            emit: Called with every event, in order.
+            emit: Called with each sequence's events in order.
             sample: Chooses a token for each row of logits; tests replace it. It may change the logits.
             drafting: Chooses draft tokens; None: no draft tokens.
         """
@@ -65,7 +65,7 @@ class StepLoop:
         return self.recovery.is_broken
 
     def begin(self) -> StepPlan:
-        """Finish the sequences whose time limit has passed, admit others, and plan the next step."""
+        """Finish the sequences whose time limit has passed, admit waiting sequences, and plan the next step."""
         now = time.monotonic()
         for seq in [*self._scheduler.waiting, *self._scheduler.running]:
             if seq.is_expired(now):
@@ -76,15 +76,15 @@ class StepLoop:
         if num_tokens := plan.num_tokens:
             self.step_tokens.add(num_tokens)
         for seq in plan.admitted:
-            if seq.admitted is None:  # Started is sent only once, not after a preemption
+            if seq.admitted is None:  # Started is sent only once, not again after a preemption
                 seq.admitted = now
                 self._emit(seq, Started(seq.num_prompt_tokens, seq.request.sampling.seed, seq.admission_position))
         return plan
 
     def passes(self, plan: StepPlan) -> Iterator[None]:
-        """Decode one token of every sequence with a complete prompt, and compute the planned chunks of prompts.
+        """Decode the planned sequences, and compute the planned chunks of prompts.
 
-        Yields after each forward pass, so that its tokens need not wait for the next pass.
+        Yields after each forward pass, so that its tokens can be published before the next pass.
         """
         if plan.decode and plan.prefill and self._runner.supports_mixed_batch and self._run_mixed_pass(plan):
             yield
@@ -108,9 +108,9 @@ class StepLoop:
         return True
 
     def _run_decode(self, plan: StepPlan) -> None:
-        """Decode a token of each sequence, with its draft tokens if it has any.
+        """Decode a token of each sequence, with its draft tokens if it has any, and record the duration for drafting.
 
-        On a CPU, the CPU time of the thread is measured, because other processes may delay a step.
+        On a CPU, the duration is the CPU time of the thread, which excludes delays by other processes.
         """
         clock = time.perf_counter if self._runner.supports_overlap else time.thread_time
         started = clock()
@@ -123,7 +123,10 @@ class StepLoop:
 
     @torch.inference_mode()
     def _run_drafts(self, plan: StepPlan) -> None:
-        """Decode and check the draft tokens. An exception affects the sequences of this step, as in `_run_pass`."""
+        """Decode and check the draft tokens.
+
+        An exception affects only the sequences of this pass, as in `_run_pass`.
+        """
         assert self._drafting is not None
         rows = self.recovery.attempt(lambda: self._runner.decode(_next_tokens(plan)), "draft tokens")
         if rows is None:
@@ -153,7 +156,7 @@ class StepLoop:
             self.append_sample(seq, chosen, now)
 
     def sampled(self, logits: Logits) -> Iterable[tuple[Sequence, Sample]]:
-        """Sample a token for each row. Sequences whose row cannot be sampled fail and are left out."""
+        """Return each sequence with its sampled token. Sequences whose row cannot be sampled fail and are left out."""
         while logits.seqs:
             try:
                 return zip(logits.seqs, self._sample(logits), strict=True)
@@ -201,18 +204,24 @@ class StepLoop:
         return pieces
 
     def penalties_of(self, seq: Sequence) -> PenaltyState:
-        """Return the penalties' state after the sequence's tokens so far."""
+        """Return a new penalty state that counts the sequence's tokens so far."""
         reply_ids = seq.token_ids[seq.num_prompt_tokens :]
         return PenaltyState(seq.request.prompt_ids, self._runner.vocab_size, self._runner.device, reply_ids)
 
     def _decoded(self, plan: StepPlan) -> list[Sequence]:
-        """Record the computed tokens. Returns the decoded sequences, one for each row of logits."""
+        """Record that the newest token of each sequence is computed.
+
+        Returns the sequences in the order of their rows.
+        """
         for seq in plan.decode:
             self._scheduler.computed(seq, seq.num_computed + 1)
         return plan.decode
 
     def _prefilled(self, plan: StepPlan) -> list[Sequence]:
-        """Record the computed tokens. Returns the sequences whose prompt is complete, one for each row of logits."""
+        """Record that the chunks are computed.
+
+        Returns the sequences with a complete prompt, one for each row of logits.
+        """
         for chunk in plan.prefill:
             self._scheduler.computed(chunk.seq, chunk.end)
         return [chunk.seq for chunk in plan.prefill if chunk.is_last]

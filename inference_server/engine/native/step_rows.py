@@ -1,4 +1,4 @@
-"""Logits of a step with their sequences, and the choice of a token for each row."""
+"""Combines the logits of a step with their sequences, and samples a token for each row."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Logits:
 
 
 class GrammarLimit(Exception):
-    """The grammar of a sequence exceeds its limits. `rows`: index of its row."""
+    """The grammar of a sequence exceeds its limits. `rows`: a list with the index of the sequence's row."""
 
     def __init__(self, row: int, reason: str) -> None:
         super().__init__(reason)

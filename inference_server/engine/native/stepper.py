@@ -1,4 +1,4 @@
-"""Runs the engine's steps: with host and device overlapped if the runner supports it, else one after the other."""
+"""Runs the engine's steps: with host and device work overlapped if the runner supports it, else in sequence."""
 
 import time
 from collections.abc import Callable, Iterator, Set
@@ -30,8 +30,8 @@ class Stepper:
         self._step_loop = StepLoop(runner, scheduler, end_ids, emit, sample, drafting)
         self._scheduler = scheduler
         self._drafting = drafting
-        self._launched: float | None = None  # time of the last overlapped launch; None after another step
-        # A `sample` function that the caller passes needs the logits on the host.
+        self._launched: float | None = None  # time at which the last step was launched; None if it did not overlap
+        # Another `sample` function than the default one needs the logits on the host, so steps then do not overlap.
         can_overlap = runner.supports_overlap and sample is sample_tokens
         self._overlap = OverlappedDecoding(runner, scheduler, self._step_loop) if can_overlap else None
 
@@ -46,7 +46,7 @@ class Stepper:
         return self._step_loop.step_tokens
 
     def run(self) -> Iterator[None]:
-        """Run one step. Yields whenever events may be ready to publish, before the next use of the device.
+        """Run one step. Yields after each part that may emit events, so that they are published before the next part.
 
         With overlap, the tokens of the step are emitted by the next call, or by `flush`.
         """
@@ -62,7 +62,7 @@ class Stepper:
             yield from self._step_loop.passes(plan)
 
     def _measure(self, is_launched: bool) -> None:
-        """Record the time between two steps that were launched without a pause."""
+        """Record the time between the launches of two successive overlapped steps."""
         if self._drafting is None:
             return
         now = time.perf_counter()
@@ -71,7 +71,7 @@ class Stepper:
         self._launched = now if is_launched else None
 
     def _expects_drafts(self) -> bool:
-        """Return True if the next step should have draft tokens. In that case no step is in flight afterwards."""
+        """Return True if the next step should have draft tokens. The step in flight is then read first."""
         if self._overlap is None or self._drafting is None or not self._drafting.expects(self._scheduler.running):
             return False
         self._overlap.flush()

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def load(key: EngineKey, device: torch.device, settings: Settings) -> ModelDescription:
-    """Load tokenizer and configuration; vLLM loads the weights.
+    """Load the model's tokenizer and configuration. vLLM loads the weights in `build`.
 
     Raises:
         UnsupportedModel: vLLM is not installed.

@@ -1,8 +1,8 @@
 """Starts vLLM's processes and sends requests to them. Only this module imports vLLM, and only when a model is loaded.
 
-vLLM provides tensor and pipeline parallelism, several nodes, and models that the native engine does not support. This
-server still handles prompts, limits, admission, fair scheduling, text, stop strings and tool calls. vLLM gets and
-returns token ids. docs/vllm.md lists the differences.
+vLLM provides tensor and pipeline parallelism, multi-node execution, and models that the native engine does not support.
+This server still handles prompts, limits, admission, fair scheduling, text, stop strings and tool calls. vLLM receives
+and returns token ids. docs/vllm.md lists the differences.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ _ENVIRONMENT = {
 
 
 class VllmClient:
-    """A running vLLM. All methods except the constructor must be called on the event loop.
+    """A running vLLM. All methods except the constructor and `shut_down` must be called on the event loop.
 
     Attributes:
         steps: Statistics of vLLM's steps.
@@ -47,7 +47,7 @@ class VllmClient:
         scope_by_account: bool,
         adapters: Sequence[Path] = (),
     ) -> None:
-        """Load the model in processes of vLLM. Blocks for a long time.
+        """Load the model in processes of vLLM. Blocks until the model is loaded.
 
         Args:
             arguments: Arguments of vLLM's AsyncEngineArgs.
@@ -64,8 +64,9 @@ class VllmClient:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        # A terminal sends Ctrl-C (SIGINT) to all of its processes. vLLM's processes inherit the blocked signal, so that
-        # only the server stops them. Starting the resource tracker unblocks SIGINT, so it is started first.
+        # On Ctrl-C, a terminal sends SIGINT to all of its processes. vLLM's processes inherit the blocked signal, so
+        # that only the server stops them. Starting the resource tracker unblocks SIGINT, so the tracker is started
+        # first.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         check_names(arguments, {field.name for field in dataclasses.fields(AsyncEngineArgs)})
@@ -89,7 +90,10 @@ class VllmClient:
         return bool(self._llm.errored)
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Any, None]:
-        """Return an iterator over vLLM's outputs, each with its new tokens only. Closing it early aborts the request."""
+        """Return an iterator over vLLM's outputs, each with only the new tokens.
+
+        Closing the iterator early aborts the request.
+        """
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
@@ -139,6 +143,9 @@ def check_installed() -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of the message that names a problem. pydantic's first line only counts the errors."""
+    """Return the first line of the message that names a problem.
+
+    Skips pydantic's first line, which counts the errors.
+    """
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if line and "validation error" not in line), repr(error))

@@ -1,4 +1,4 @@
-"""Engine that computes tokens in vLLM's processes. All code of this module runs on the event loop.
+"""Implements the engine that computes tokens in vLLM's processes. All code of this module runs on the event loop.
 
 vLLM gets at most as many requests as there are slots. The other requests wait in this module's wait queue. Batch requests
 get only some of the slots, and are not preempted.
@@ -40,8 +40,8 @@ class VllmEngine(BaseEngine):
 
         Args:
             client: The running vLLM.
-            limits: Limits for requests in flight; `slots` of them run in vLLM.
-            on_broken: Called on the event loop after vLLM's processes have ended.
+            limits: Limits for requests in flight. At most `slots` requests run in vLLM.
+            on_broken: Called on the event loop after vLLM's processes have ended, or after `abandon`.
         """
         super().__init__(limits, on_broken)
         self._client = client
@@ -179,7 +179,7 @@ class VllmEngine(BaseEngine):
         self._last_progress = time.monotonic()
 
     async def _poll(self) -> None:
-        """Detect processes that end while no request runs."""
+        """Wait until vLLM's processes end, which may happen while no request runs, and fail the engine."""
         while not self._client.is_dead:  # noqa: ASYNC110 (vLLM has no event for it)
             await asyncio.sleep(_POLL_SECONDS)
         logger.critical("vLLM's processes have ended")
@@ -187,7 +187,7 @@ class VllmEngine(BaseEngine):
 
 
 def _events(seq: Sequence, output: Any, end_ids: Set[int]) -> Iterator[Event]:
-    """Yield the events of one output's tokens, with Completed at the end of the reply."""
+    """Yield the events of one output's tokens, with Completed last if the reply ends."""
     completion, now, text = output.outputs[0], time.monotonic(), ""
     if seq.first_token is None:
         seq.num_cached_tokens = output.num_cached_tokens or 0

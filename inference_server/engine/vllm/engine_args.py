@@ -13,7 +13,7 @@ from inference_server.settings import Settings
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256)  # values that vLLM accepts for max_lora_rank
 _MAX_ADAPTERS_AT_ONCE = 16  # adapters of one batch in vLLM, which reserves GPU memory for each
 _DTYPES = ("float32", "float16", "bfloat16")
-# Arguments that the catalog must not contain, each with the part of the server that determines it.
+# Arguments that the catalog must not contain, each with the catalog key, setting or part that determines its value.
 _DECIDED = {
     "model": "`source`",
     "tokenizer": "`source`",
@@ -79,7 +79,10 @@ def engine_arguments(
 
 
 def adapter_arguments(adapters: Sequence[Path]) -> dict[str, Any]:
-    """Return the engine arguments for LoRA adapters, which the catalog may replace. `adapters`: their folders."""
+    """Return vLLM's engine arguments for LoRA adapters.
+
+    The catalog may override them. `adapters`: folders of adapters.
+    """
     if not adapters:
         return {}
     largest = max(read_config(folder).largest_rank for folder in adapters)

@@ -1,8 +1,8 @@
-"""Converts sampling parameters and grammars to vLLM's, and vLLM's log probabilities back. Does not import vLLM.
+"""Converts sampling parameters and grammars to vLLM's, and log probabilities from vLLM's. Does not import vLLM.
 
-The penalties have the same meaning in vLLM: the repetition penalty covers prompt and reply, frequency and presence penalty the
-reply. Log probabilities are those of the unchanged logits in both engines. The order is the same too: bias, penalties,
-temperature, min_p and top_k, top_p. docs/vllm.md lists the differences.
+The penalties have the same meaning in vLLM and in the native engine. The repetition penalty covers prompt and reply,
+and frequency and presence penalty cover the reply. Both engines return log probabilities of the unchanged logits, and
+apply bias, penalties, temperature, min_p and top_k, and top_p in this order. docs/vllm.md lists the differences.
 """
 
 import json
@@ -17,7 +17,7 @@ from inference_server.generation import Candidate, GenerationRequest, Grammar, S
 from inference_server.text.tools.call_grammar import JSON_OPTIONS
 
 _MAX_TEMPERATURE = 2.0
-# The version of llguidance that vLLM pins does not limit white space, so the grammar allows none in documents.
+# The version of llguidance that vLLM pins cannot limit white space, so the grammar allows none in JSON documents.
 _JSON_OPTIONS = {"whitespace_flexible": False}
 # Without this header, vLLM parses a grammar without a line `start:` as a llama.cpp grammar.
 _LARK_HEADER = "%llguidance {}\n"
@@ -87,8 +87,8 @@ def token_logprob(token_id: int, found: Mapping[int, Any], num_top: int) -> Toke
 
     Args:
         token_id: The chosen token.
-        found: Objects with `logprob` and `rank` (from 1) by token id.
-        num_top: Number of the likeliest tokens to return.
+        found: vLLM's Logprob objects by token id, with `logprob` and `rank` (from 1).
+        num_top: Largest number of likeliest tokens to return.
     """
     likely = ((item.rank, candidate, item.logprob) for candidate, item in found.items() if math.isfinite(item.logprob))
     top = tuple(Candidate(candidate, logprob) for rank, candidate, logprob in sorted(likely) if rank <= num_top)[

@@ -40,7 +40,7 @@ WITH_SINKS = "gpt-oss-20b"
 
 
 class Target(NamedTuple):
-    """A shape, Triton's name of the dtype, and a device."""
+    """A shape, Triton's name for the dtype, and a device."""
 
     shape: AttentionShape
     dtype: str

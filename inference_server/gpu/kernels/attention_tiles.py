@@ -150,7 +150,7 @@ class Device:
 
     @property
     def has_tensor_cores(self) -> bool:
-        """True if Triton uses this GPU's tensor cores. On a T4 (7.5) its products use float32 arithmetic instead."""
+        """True if Triton uses this GPU's tensor cores. On a T4 (7.5), Triton uses float32 arithmetic instead."""
         return self.capability >= 80
 
     @property

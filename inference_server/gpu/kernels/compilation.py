@@ -29,7 +29,7 @@ from inference_server.gpu.kernels.compile_case import CAPABILITIES, SHARED_MEMOR
 
 # Each of these modules has a function compile_cases().
 MODULES = ("decode_attention", "prefill_attention", "int8_linear", "norms", "rope", "silu")
-# CUDA's limit of registers for a thread.
+# CUDA's limit on the registers of a thread.
 MAX_REGISTERS = 255
 
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)")
@@ -74,7 +74,9 @@ def cases_of(module: str) -> list[CompileCase]:
 
 
 def compile_case(case: CompileCase, capability: int) -> Report:
-    """Compile one specialisation for a compute capability (times 10). Takes 0.1 to 5 s, less if Triton's cache has it.
+    """Compile one specialisation for a compute capability (times 10).
+
+    This takes 0.1 to 5 s, less if Triton has cached the result.
 
     Raises:
         triton.compiler.errors.CompilationError: The kernel's source is wrong for these constants.
@@ -91,7 +93,7 @@ def compile_case(case: CompileCase, capability: int) -> Report:
 
 
 def _usage(cubin: bytes) -> tuple[int, int]:
-    """Return the number of registers of a thread and its bytes outside registers, both reported by cuobjdump."""
+    """Return a thread's number of registers and its bytes outside registers, as cuobjdump reports them."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
@@ -144,7 +146,7 @@ def _parse(arguments: Sequence[str] | None) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table, and return the exit status: 1 if a kernel exceeds a limit, 2 if none can be compiled."""
+    """Print the table, and return the exit status: 1 if a kernel exceeds a limit, 2 under Triton's interpreter."""
     chosen = _parse(arguments)
     if knobs.runtime.interpret:
         print("TRITON_INTERPRET is set: kernels can only be compiled without it", file=sys.stderr)

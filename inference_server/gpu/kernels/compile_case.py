@@ -13,15 +13,15 @@ SHARED_MEMORY_BYTES = {75: 64 << 10, 80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 
 
 @dataclass(frozen=True, slots=True)
 class CompileCase:
-    """A kernel with the types of its arguments and the values of its constants, which one launch would compile.
+    """A kernel, the types of its arguments and the values of its constants, as one launch would compile them.
 
     Attributes:
-        name: Names the case in reports, such as "paged_decode_attention llama-3.1-8b float16".
+        name: Name of the case in reports, such as "paged_decode_attention llama-3.1-8b fp16 8 splits".
         kernel: The function with @triton.jit.
         signature: Triton's types of all arguments that are not constants, such as "*fp16" and "i32", by name.
         constants: The values of the tl.constexpr arguments, by name.
         num_warps: Number of warps of a program.
-        num_stages: Number of stages of its software pipeline.
+        num_stages: Number of stages of the kernel's software pipeline.
         divisible: Names of the arguments that are divisible by 16, which Triton detects at a launch. These include
             aligned pointers.
         capabilities: The compute capabilities, times 10, on which a launch uses exactly these constants.

@@ -67,7 +67,7 @@ def decode_kernel(
     """Compute program (sequence, KV head, split): the heads of a group over the split's share of the visible keys.
 
     The shares are multiples of TILE, so the last splits of a short sequence are empty. They write only a total of 0.
-    The first split starts with the sinks.
+    The first split also processes the sinks.
     """
     GROUP: tl.constexpr = HEADS // KV_HEADS
     sequence = tl.program_id(0)
@@ -207,9 +207,10 @@ def paged_decode_attention(
 
 
 def chosen_splits(num_sequences: int, num_kv_heads: int, max_keys: int, num_multiprocessors: int) -> int:
-    """Return the number of splits, a power of two, for about two programs on each multiprocessor.
+    """Return the largest number of splits, a power of two, with at most two programs for each multiprocessor.
 
-    The number depends on shapes only, never on the lengths, so it is valid for every replay of a recorded CUDA graph.
+    It is 1 to MAX_SPLITS. In the longest possible sequence, a split has at least MIN_KEYS_PER_SPLIT keys. The number
+    depends on shapes only, never on the lengths, so it is valid for every replay of a recorded CUDA graph.
 
     Args:
         num_sequences: Number of rows of the batch, padding included.
@@ -225,7 +226,7 @@ def chosen_splits(num_sequences: int, num_kv_heads: int, max_keys: int, num_mult
 def launch_constants(
     num_heads: int, num_kv_heads: int, head_dim: int, page: int, device: Device
 ) -> tuple[dict[str, int], int, int]:
-    """Return the constants of decode_kernel, except SPLITS, LIMITED and SINKS, its number of warps and its number of stages.
+    """Return decode_kernel's constants and its numbers of warps and stages. SPLITS, LIMITED and SINKS are not included.
 
     At least two programs fit on a multiprocessor, each with two tiles of keys and values in shared memory: one is
     loaded while the other is used.

@@ -173,8 +173,9 @@ def int8_linear(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = 
     """Return x times the transposed int8 weights, plus the bias; see ops.int8_linear. Up to 64 rows.
 
     A row's result depends neither on the other rows nor on their number, as long as that number stays in one of these
-    ranges: 1 to 8, 9 to 16, 17 to 32, 33 to 64. Below compute capability 8.0 the ranges are 1 to 16 and 17 to 64. Within a
-    range, results agree bit for bit. Calls on GPUs of the same model return the same bits.
+    ranges: 1 to 8, 9 to 16, 17 to 32, 33 to 64. Below compute capability 8.0, the only such range is 1 to 16, because
+    torch multiplies more rows. Within a range, results agree bit for bit. Calls on GPUs of the same model return the
+    same bits.
     """
     if x.shape[0] == 0:
         return x.new_empty(0, codes.shape[0])
@@ -254,7 +255,7 @@ def _reduce_case(dtype: str, splits: int) -> CompileCase:
 
 
 def compile_cases() -> list[CompileCase]:
-    """Return the specialisations for offline compilation: every tiling in both dtypes, and the product row by row."""
+    """Return the specialisations for offline compilation: all tilings, the reduction, and the product row by row."""
     cases = int8_row_by_row.compile_cases()
     for dtype in ("fp16", "bf16"):
         cases += [_linear_case(dtype, tiling, has_bias=tiling.rows == 8) for tiling in TILINGS]

@@ -64,7 +64,7 @@ SPLIT_TILINGS = tuple(_FEW.values())
 
 
 def choose_tiling(num_rows: int, num_outputs: int) -> Tiling:
-    """Return the tiling for 1 to 64 rows."""
+    """Return the tiling for `num_rows` rows, 1 to 64."""
     tilings = _FEW if num_outputs <= _FEW_OUTPUTS else _MANY
     return next(tiling for rows, tiling in tilings.items() if num_rows <= rows)
 

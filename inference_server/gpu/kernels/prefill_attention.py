@@ -1,7 +1,7 @@
 """Attention of the new tokens of several sequences (segments), on keys and values in the paged cache, in one kernel.
 
-The query heads of a KV head's group are rows of the same program: row r of a segment is token r // group. Keys and values
-are then read once for the whole group, and short segments fill the rows.
+The query heads of a KV head's group are rows of the same program: row r of a segment is query head r % group of token
+r // group. Keys and values are then read once for the whole group, and short segments fill the rows.
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,import-untyped"
@@ -72,7 +72,7 @@ def prefill_kernel(
     before = tl.load(lengths + segment * lengths_stride) - num_tokens
     rows = begin_row + tl.arange(0, ROWS)
     columns = tl.arange(0, WIDTH)
-    # Rows beyond the segment have a query of zeros.
+    # Rows beyond the segment have a query of zeros and the last token's position.
     tokens = tl.minimum(rows // GROUP, num_tokens - 1)
     positions = before + tokens
     places = (start + tokens).to(tl.int64) * HEADS + head * GROUP + rows % GROUP
@@ -205,9 +205,9 @@ def paged_prefill_attention(
 def launch_constants(
     num_heads: int, num_kv_heads: int, head_dim: int, page: int, longest_rows: int, windowed: bool, device: Device
 ) -> tuple[dict[str, int], int, int]:
-    """Return the constants of prefill_kernel, except WINDOWED, LIMITED and SINKS, and the numbers of warps and stages.
+    """Return prefill_kernel's constants and its numbers of warps and stages.
 
-    Tiles are as large as registers and shared memory allow, without spilling.
+    WINDOWED, LIMITED and SINKS are not included. Tiles are as large as registers and shared memory allow, without spilling.
 
     Args:
         num_heads: Number of query heads.

@@ -19,7 +19,7 @@ _NUM_WARPS = 2
 
 @triton.jit
 def _norm(low, high, weight, columns, inside, width, eps, dtype: tl.constexpr):
-    """Return both halves of RMS-normalised heads, (heads, half) float32.
+    """Return the two halves of RMS-normalised heads, each (heads, half) float32.
 
     Values are rounded to `dtype` before and after the multiplication by the weight, as in norms.py.
     """

@@ -1,7 +1,8 @@
 """Turns requests into their canonical form: a JSON object with everything that determines the reply, and nothing else.
 
-Requests with the same canonical form have the same recording. Request ids, accounts, priorities, traces and other metadata
-do not occur in it. Sampling parameters that a request does not set have the model's and the server's defaults.
+Requests with the same canonical form have the same recording. Request ids, accounts, priorities, traces and other
+metadata are not part of it. A sampling parameter that a request does not set has the model's default, or else the
+server's.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ METHODS: dict[type[Request], str] = {
     pb.EmbedRequest: "Embed",
     pb.CountTokensRequest: "CountTokens",
 }
-# Fields that change the acceptance of a request, but not its reply.
+# Fields that affect the acceptance or scheduling of a request, but not its reply.
 _LEFT_OUT = ("account", "priority", "reject_if_busy", "max_tokens_must_fit", "refuse_long_texts")
 _SERVER_DEFAULTS = ParseDict(
     {
@@ -58,13 +59,16 @@ def canonical(request: Request, defaults: pb.Sampling) -> JsonObject:
 
 
 def key(method: str, request: JsonObject) -> str:
-    """Return the hash of a canonical request, 16 hexadecimal digits. `method`: the value of METHODS for its type."""
+    """Return the hash of a method's name and a canonical request: 16 hexadecimal digits."""
     text = json.dumps([method, request], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:_KEY_LENGTH]
 
 
 def prompt_text(request: JsonObject) -> str:
-    """Return the text that a person recognises a request by: the last turn with a text, the raw text or the first text."""
+    """Return the text by which a person recognises a request.
+
+    It is the last user turn that has text, the raw prompt, or the first text to embed.
+    """
     turns = request.get("chat", {}).get("turns", [])
     texts = [turn["content"] for turn in turns if turn.get("content") and turn.get("role") == "user"]
     return str(texts[-1] if texts else request.get("text") or next(iter(request.get("texts", [])), ""))
@@ -83,12 +87,15 @@ def _sampling(request: pb.RunRequest, defaults: pb.Sampling) -> pb.Sampling:
 
 
 def _with_parsed_texts(request: JsonObject) -> JsonObject:
-    """Replace the JSON texts in a request by their values, so that spaces and the order of keys make no difference."""
+    """Parse the JSON texts in a request in place, so that spaces and the order of keys make no difference."""
     for holder, name in _json_texts(request):
         try:
-            holder[name] = json.loads(holder[name])
-        except (ValueError, RecursionError):  # the server refuses such a request
+            value = json.loads(holder[name])
+            # An escaped half of a surrogate pair is JSON, but no file can contain it. Such a text stays as it is.
+            json.dumps(value, ensure_ascii=False).encode()
+        except (ValueError, RecursionError):  # ValueError: also a text that is not JSON, which the server refuses
             continue
+        holder[name] = value
     return request
 
 

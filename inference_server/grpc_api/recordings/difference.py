@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,10 @@ from inference_server.grpc_api.recordings.canonical import JsonObject, prompt_te
 
 # Longest excerpt of a value in an error, and its part before the first differing character, in characters.
 _EXCERPT, _BEFORE = 60, 20
-# Recordings with equally few differences of which the texts are compared, and the compared length in characters.
+# Largest number of equally near recordings whose prompts are compared, and compared length of a prompt in characters.
 _MAX_COMPARED, _COMPARED_LENGTH = 200, 500
 _NOTHING = "nothing"
+_PLAIN_NAME = re.compile(r"[\w$-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class Difference:
     Attributes:
         field: Path of the field, for example `chat.turns[0].content`.
         requested: Its value in the request, or an excerpt of it, as JSON; "nothing" if the request does not have it.
-        recorded: The same of the recorded request.
+        recorded: Its value in the recorded request, in the same form.
     """
 
     field: str
@@ -33,7 +35,7 @@ class Difference:
 def nearest(request: JsonObject, recorded: Iterable[JsonObject]) -> int | None:
     """Return the index of the recorded request with the fewest differing fields; None if there are no recorded ones.
 
-    Of equally similar ones, it is that with the most similar prompt.
+    Among requests with equally few differing fields, the prompt most similar to that of `request` decides.
     """
     wanted, candidates = set(_leaves(request).items()), list(recorded)
     distances = [len(wanted ^ set(_leaves(each).items())) for each in candidates]
@@ -58,14 +60,23 @@ def first_difference(request: JsonObject, recorded: JsonObject) -> Difference:
 
 
 def _leaves(value: Any, path: str = "") -> dict[str, str]:
-    """Return the JSON of every number, string, boolean, null, and empty array or object, by its path."""
+    """Return the JSON of every number, string, boolean, null, and empty array or object, by its path.
+
+    Names with other characters than words have are quoted in a path. Different values thus never have equal leaves.
+    """
     if isinstance(value, dict) and value:
-        parts = [(f"{path}.{name}" if path else name, item) for name, item in value.items()]
+        parts = [(_joined(path, name), item) for name, item in value.items()]
     elif isinstance(value, list) and value:
         parts = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
     else:
         return {path: json.dumps(value, ensure_ascii=False)}
     return {name: leaf for part, item in parts for name, leaf in _leaves(item, part).items()}
+
+
+def _joined(path: str, name: str) -> str:
+    if not _PLAIN_NAME.fullmatch(name):
+        return f"{path}[{json.dumps(name, ensure_ascii=False)}]"
+    return f"{path}.{name}" if path else name
 
 
 def _excerpts(*values: str | None) -> tuple[str, str]:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import threading
 import time
 import unicodedata
 from collections.abc import Iterable
@@ -25,9 +26,9 @@ _MODELS = "models.json"
 _MODELS_FORMAT = "tailrace_models"
 _VERSION = 1
 _UNFINISHED = ".tmp"
-# Age in seconds after which an unfinished file is one of a killed process. Writing one takes milliseconds.
+# Age in seconds after which an unfinished file must be from a killed process. Writing a file takes milliseconds.
 _UNFINISHED_SECONDS = 60.0
-_WORDS, _WORDS_LENGTH = 6, 40  # number of words, and of characters, of the prompt in a file's name
+_WORDS, _WORDS_LENGTH = 6, 40  # in a file's name: words of the prompt; characters of these words, and of the model
 _HASH_LENGTH = 8
 
 
@@ -36,18 +37,20 @@ class RecordingsFolder:
 
     Attributes:
         path: The folder.
-        models: Descriptions of the models, by name, in the order of the catalog.
+        models: Descriptions of the recorded models, by name, in the order of models.json.
     """
 
     def __init__(self, path: Path, mode: RecordingsMode) -> None:
         """Read the folder. The modes "record" and "auto" create it if it does not exist.
 
         Raises:
-            ConfigurationError: The folder is missing, empty or not writable, or one of its files is damaged or foreign.
+            ConfigurationError: The folder has no recordings to replay, or cannot be written, or one of its files is
+                damaged or foreign, or two recordings have the same request.
         """
         self.path = path
         self._recordings: dict[str, Recording] = {}
         self._files: dict[str, Path] = {}
+        self._lock = threading.Lock()  # of `save`, which several threads call
         if mode == "replay":
             self._require()
         else:
@@ -82,14 +85,15 @@ class RecordingsFolder:
         Raises:
             OSError: The file cannot be written. The folder is then unchanged.
         """
-        key = recording.key
-        file = self._files.get(key) or self.path / _file_name(recording, self._files.values())
-        _write(file, recording.to_text())
-        self._recordings[key], self._files[key] = recording, file
+        key, text = recording.key, recording.to_text()
+        with self._lock:
+            file = self._files.get(key) or self.path / _file_name(recording, self._files.values())
+            _write(file, text)
+            self._recordings[key], self._files[key] = recording, file
         return file.name
 
     def add_models(self, models: Iterable[pb.Model]) -> None:
-        """Add models to models.json. A model that is there already gets its new description.
+        """Add models to models.json. Replaces the descriptions of models that are already in the file.
 
         Raises:
             ConfigurationError: The file cannot be written.
@@ -113,11 +117,12 @@ class RecordingsFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for file in self.path.glob(f".*{_UNFINISHED}"):
-                if time.time() - file.stat().st_mtime > _UNFINISHED_SECONDS:
-                    file.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):  # another server has just finished it
+                    if time.time() - file.stat().st_mtime > _UNFINISHED_SECONDS:
+                        file.unlink()
             probe = self.path / f".probe-{os.getpid()}{_UNFINISHED}"
             probe.touch()
-            probe.unlink()
+            probe.unlink(missing_ok=True)
         except OSError as error:
             raise ConfigurationError(_not_writable(self.path, error)) from None
 
@@ -172,7 +177,10 @@ def _unreadable(file: Path, error: Exception) -> str:
 
 
 def _file_name(recording: Recording, taken: Iterable[Path]) -> str:
-    """Return a new file's name: the model's last part, the first words of the prompt, and the first digits of the key."""
+    """Return a new file's name: the last part of the model's name, the method if it is not Run, words and key.
+
+    The words are the first ones of the prompt. Only the first digits of the key are used, unless that name is taken.
+    """
     model = _slug(str(recording.request["model"]).rpartition("/")[2], "-.")
     words = _slug(" ".join(prompt_text(recording.request).split()[:_WORDS]), "-")
     method = "" if recording.method == "Run" else f".{recording.method.lower()}"
@@ -181,13 +189,16 @@ def _file_name(recording: Recording, taken: Iterable[Path]) -> str:
 
 
 def _slug(text: str, kept: str) -> str:
-    """Return the letters and digits of a text in lower case, with "-" between words. `kept`: other characters to keep."""
+    """Return the letters and digits of a text in lower case, with "-" between words.
+
+    The result has at most _WORDS_LENGTH characters, and is "empty" if none remain. `kept`: other characters to keep.
+    """
     text = unicodedata.normalize("NFKC", text).lower()
     return re.sub(rf"[^\w{re.escape(kept)}]+", "-", text).strip("-.")[:_WORDS_LENGTH].strip("-.") or "empty"
 
 
 def _write(file: Path, text: str) -> None:
-    """Replace a file's content at once, unless it is the same. Raises OSError."""
+    """Replace a file's content atomically, unless it is the same. Raises OSError."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if file.read_text(encoding="utf-8") == text:
             return

@@ -1,7 +1,7 @@
-"""A recording: a canonical request with its reply, and its text, a JSON file that is small, readable and easy to compare.
+"""Recordings: canonical requests with their replies, and the JSON files that store them.
 
-The text has sorted keys, one line for each event of a stream, and neither times nor ids. The events' timings are not
-recorded. The key is not stored: it is computed from the request, so that a request may be edited by hand.
+A file is small, readable and easy to compare: keys are sorted, and an event takes one line if it fits. Request ids and
+timings are not stored. Neither is the key: it is computed from the request, so that a request may be edited by hand.
 """
 
 import json
@@ -40,7 +40,7 @@ class Recording:
     Attributes:
         method: "Run", "Embed" or "CountTokens".
         request: The canonical request.
-        reply: The messages of the reply: all events of a Run, without ids and timings, else one message.
+        reply: All events of a Run, or the one message of another method. The file omits request ids and timings.
     """
 
     method: str
@@ -49,11 +49,11 @@ class Recording:
 
     @property
     def key(self) -> str:
-        """The hash of the request."""
+        """The hash of `method` and `request`."""
         return canonical.key(self.method, self.request)
 
     def to_text(self) -> str:
-        """Return the recording's file."""
+        """Return the text of the recording's file."""
         reply = reply_json(self.method, self.reply)
         fields = {FORMAT: _VERSION, "method": self.method, "request": self.request, "reply": reply}
         return (
@@ -62,7 +62,11 @@ class Recording:
 
     @classmethod
     def of_text(cls, text: str) -> "Recording":
-        """Return the recording of a file. Raises ValueError with a clause about the text, such as "is not JSON"."""
+        """Parse the text of a recording's file.
+
+        Raises:
+            ValueError: The text is not a recording. The message is a clause about it, such as "is not JSON".
+        """
         document = _document(text)
         method = str(document.get("method"))
         if method not in METHODS.values():
@@ -75,7 +79,7 @@ class Recording:
             raise ValueError(f"is damaged ({type(error).__name__}: {error})") from None
 
     def events(self) -> Iterator[Event]:
-        """Yield the events of a Run as an engine would. Their times are now; the phases took 0 seconds."""
+        """Yield the events of a Run as an engine would. Deltas have the current time, and phases a duration of 0."""
         bytes_of: dict[bytes, int] = {text: token_id for token_id, text in enumerate(self._token_texts())}
         for message in self.reply:
             assert isinstance(message, pb.RunResponse)
@@ -88,11 +92,11 @@ class Recording:
                     yield _completed(message.completed)
 
     def token_bytes(self) -> Callable[[int], bytes]:
-        """Return the function from the token ids in `events` to the tokens' bytes."""
+        """Return the function that returns the bytes of a token id in `events`."""
         return self._token_texts().__getitem__
 
     def _token_texts(self) -> list[bytes]:
-        """Return the different tokens of all log probabilities. A token's index is its id in `events`."""
+        """Return the bytes of the distinct tokens of all log probabilities. A token's index is its id in `events`."""
         reported = [
             candidate.text
             for message in self.reply

@@ -1,7 +1,7 @@
 """Converts the messages of a reply to JSON that a person can read and compare, and back.
 
-An event of a stream is one line: a delta of one token with nothing but text is the text itself. A vector is one line of
-numbers. Tokens of log probabilities are text, unless their bytes are a part of a character.
+A delta that has only text, and one token, is the text itself. A vector is a string of numbers. Tokens of log
+probabilities are text, or hexadecimal bytes if they are not valid UTF-8.
 """
 
 import base64
@@ -22,7 +22,8 @@ _WIDTH = 118
 def reply_json(method: str, reply: Sequence[Reply]) -> Any:
     """Return the JSON value of a reply: a list of events for "Run", else an object.
 
-    The ids and the timings, which differ between two equal replies, are left out.
+    The request id and the timings, which differ between two equal replies, are left out. So is the model's name, which
+    the request contains.
 
     Args:
         method: "Run", "Embed" or "CountTokens".
@@ -41,7 +42,7 @@ def reply_of_json(method: str, value: Any) -> list[Reply]:
     """Return the messages of a reply: the inverse of `reply_json`.
 
     Raises:
-        ParseError, ValueError, TypeError, KeyError, AttributeError: The value is not that of a complete reply.
+        ParseError, ValueError, TypeError, KeyError, AttributeError: The value is not the JSON of a complete reply.
     """
     if method == "Run":
         return list(_complete([_event(each) for each in value]))
@@ -55,7 +56,7 @@ def reply_of_json(method: str, value: Any) -> list[Reply]:
 
 
 def pretty(value: Any, indent: int = 0) -> str:
-    """Return a value as JSON with sorted keys. What fits into a line is on one line.
+    """Return a value as JSON with sorted keys. An array or object that fits into a line is on one line.
 
     `indent`: number of spaces before the line on which the value begins.
     """
@@ -103,7 +104,7 @@ def _event(value: Any) -> pb.RunResponse:
 
 
 def _candidates(event: JsonObject) -> Iterator[JsonObject]:
-    """Return the tokens of the log probabilities of an event."""
+    """Yield the tokens in the log probabilities of an event, chosen ones and alternatives."""
     for logprob in event.get("delta", {}).get("logprobs", []):
         yield logprob["token"]
         yield from logprob.get("top", [])

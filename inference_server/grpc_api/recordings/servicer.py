@@ -1,9 +1,9 @@
-"""The InferenceService with recordings: replays recorded replies, and records those that the models compute.
+"""Implements the InferenceService with recordings: replays recorded replies, and records those that the models compute.
 
-In the mode "replay", there are no models: a request without a recording is refused with NOT_RECORDED. In the modes "record"
-and "auto", the models compute such a reply, which is recorded when it is complete. In the mode "record", the first request
-of a run of the server replaces the recording, and later ones replay it: so a recording run sees the replies that a replay
-will see.
+- "replay": no model is loaded. A request without a recording is refused with NOT_RECORDED.
+- "auto": a request without a recording is computed, and its complete reply is recorded.
+- "record": the first of several equal requests to this process is computed, and its reply replaces an existing
+  recording. The later requests get this recording, so that clients see the same replies as in a replay.
 """
 
 import asyncio
@@ -41,32 +41,36 @@ logger = logging.getLogger(__name__)
 
 
 class RecordingServicer(InferenceServicer):
-    """Replays and records the replies of one folder.
+    """Replays the recordings of one folder, and adds to them unless the mode is "replay".
 
     Attributes:
         folder: The recordings.
     """
 
     def __init__(self, settings: Settings, tracing: NullTracing, folder: RecordingsFolder) -> None:
-        """Create the servicer. `settings.recordings` must be set, and `folder` is that folder."""
+        """Create the servicer. `settings.recordings` must be set; `folder` contains the recordings of that path."""
         super().__init__(settings, tracing)
         self.folder = folder
         self._mode = settings.recordings_mode
         self._command = _recording_command(settings)
-        self._recorded_now: set[str] = set()  # keys that this process has recorded
+        self._recorded_now: set[str] = set()  # keys of the recordings that this process has written
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def host(self, models: "Mapping[str, HostedModel | HostedEmbedder]") -> None:
-        """Serve the models from now on, and add them to the folder. Raises ConfigurationError if that is not possible."""
+        """Start to serve `models`, and add their descriptions to the folder.
+
+        Raises:
+            ConfigurationError: The folder's models.json cannot be written.
+        """
         super().host(models)
         self.folder.add_models(super().descriptions())
 
     def descriptions(self) -> list[pb.Model]:
-        """Return the descriptions of the models, or in the mode "replay" those of the recorded ones."""
+        """Return the descriptions of the loaded models, or in the mode "replay" those in the folder."""
         return list(self.folder.models.values()) if self._mode == "replay" else super().descriptions()
 
     def is_known(self, model: str) -> bool:
-        """Return True if the model is served, or in the mode "replay" recorded."""
+        """Return True if the model is loaded, or in the mode "replay" if the folder describes it."""
         return model in self.folder.models if self._mode == "replay" else super().is_known(model)
 
     async def generate(self, request: pb.RunRequest, context: Context, record: RunRecord, trace: RunTrace) -> None:
@@ -124,10 +128,13 @@ class RecordingServicer(InferenceServicer):
         return reply
 
     def _canonical(self, request: Request) -> "_Known | None":
-        """Return the canonical form of a request; None if the models are loaded, and refuse this request.
+        """Return a checked request with its canonical form.
+
+        Returns None for a request that fails a check in the modes "record" and "auto": InferenceServicer reports its
+        error.
 
         Raises:
-            TailraceError: The mode is "replay", and the request is invalid, or its model is not recorded.
+            TailraceError: The request fails a check in the mode "replay".
         """
         try:
             self._check(request)
@@ -157,13 +164,17 @@ class RecordingServicer(InferenceServicer):
             raise errors.WrongTask(f"the model {request.model} {used} text: call {right}")
 
     def _turn(self, key: str) -> AbstractAsyncContextManager[None]:
-        """Return a context in which no equal request is computed and recorded."""
+        """Return a context that equal requests enter one after the other. It has no effect in the mode "replay"."""
         if self._mode == "replay":
             return nullcontext()
         return self._turns.setdefault(key, asyncio.Lock())
 
     async def _found(self, known: "_Known") -> Recording | None:
-        """Return the recording to replay; None to compute the reply and record it. Raises NotRecorded."""
+        """Return the recording to replay, or None if the reply must be computed and recorded.
+
+        Raises:
+            NotRecorded: The mode is "replay", and the request has no recording.
+        """
         recording = None
         if self._mode != "record" or known.key in self._recorded_now:
             recording = self.folder.find(known.key)
@@ -189,7 +200,7 @@ class RecordingServicer(InferenceServicer):
         )
 
     async def _save(self, known: "_Known", messages: list[Any]) -> None:
-        """Record a complete reply. A file that cannot be written is an error in the log, and the reply is not changed."""
+        """Record a reply if it is complete. If the file cannot be written, the error is only logged."""
         if known.method == "Run" and not (messages and messages[-1].HasField("completed")):
             return
         recording = Recording(known.method, known.request, messages)
@@ -212,7 +223,7 @@ class _Known:
 
 
 class _WrittenMessages:
-    """The context of a call that also keeps the messages which are written to it."""
+    """Wraps the context of a call, and keeps the messages that are written to it."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -222,7 +233,7 @@ class _WrittenMessages:
         return getattr(self._context, name)
 
     async def write(self, message: pb.RunResponse) -> None:
-        """Write a message, and keep it once it is written."""
+        """Write a message, and keep it if no error occurs."""
         await self._context.write(message)
         self.messages.append(message)
 
@@ -235,7 +246,7 @@ async def _in_turn(recording: Recording) -> AsyncIterator[Event]:
 
 
 def _recording_command(settings: Settings) -> str:
-    """Return the command that records what is missing, for the shell."""
+    """Return the shell command that starts a server which records missing replies."""
     assert settings.recordings is not None
     models = [] if settings.models is None else [name.strip() for name in settings.models.split(",")]
     options = ["--deterministic"] if settings.deterministic else []

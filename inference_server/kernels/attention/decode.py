@@ -1,9 +1,10 @@
-"""The kernel of decode attention: one new token of each sequence attends over the sequence's blocks of keys and values.
+"""Emits the kernel of decode attention: one new token of each sequence attends over the sequence's keys and values.
 
 A work item is one sequence and one KV head, with the `group` of query heads that share this KV head. The keys are read
-once, KEYS_PER_UPDATE of them at a time, with an online softmax. The kernel stores the largest score so far, and the sum
-of weights and the weighted values relative to it. One thread computes an item, in an order that depends on the
-sequence's length only, so the result depends neither on other sequences nor on the number of threads.
+once, KEYS_PER_UPDATE of them at a time, with an online softmax. For each head, the kernel keeps the largest score so
+far, and relative to this score the sum of weights and the weighted values. One thread computes an item, in an order
+that depends on the sequence's length only. So the result depends neither on other sequences nor on the number of
+threads.
 """
 
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class _Scratch:
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """Addresses of one sequence's block table and one KV head's keys and values in block 0, and bytes between their rows."""
+    """Addresses of a sequence's block table and of a KV head's first cached key and value, with strides in bytes."""
 
     table: Int
     keys: Int
@@ -133,7 +134,7 @@ class _DecodeAttention:
                 accumulate(code, outputs, weights, rows, count, width, some, self._cache_is_bf16)
 
     def _locate(self, item: _Item, start: Int, count: Int) -> None:
-        """Write the addresses of the keys and values at the positions start, …, start + count - 1."""
+        """Store the addresses of the keys and values at the positions start, …, start + count - 1 in the scratch."""
         code, size = self._code, self._given.block_size
         done = code.variable(code.integer(0))
         with code.repeat_while(lambda: done.get() < count):

@@ -1,6 +1,6 @@
-"""The two inner loops of decode attention, whose sums stay in registers: scores, and weighted values.
+"""Emits the two inner loops of decode attention, whose sums stay in registers: scores, and weighted values.
 
-Their vectors have as many lanes as the CPU's registers.
+The loops compute with vectors that have as many lanes as the CPU's registers.
 """
 
 from inference_server.kernels.emit.code import Code
@@ -85,7 +85,7 @@ def accumulate(
 def _accumulate(code: Code, num_queries: int, is_bf16: bool, *values: Int) -> None:
     outputs, weights, rows, count, width = values
     lanes = code.isa.lanes
-    wide = lanes * (2 if lanes == 8 else 4)  # 16 registers with 8 lanes (AVX2), otherwise 32
+    wide = lanes * (2 if lanes == 8 else 4)  # AVX2, with 8 lanes, has 16 registers; the others have 32
     whole = width // wide * wide
     with code.loop(0, whole, wide) as start:
         _accumulate_columns(code, num_queries, wide // lanes, is_bf16, start, *values)

@@ -1,9 +1,10 @@
-"""The kernel of prefill attention: consecutive tokens of several sequences attend over their blocks of keys and values.
+"""Emits the kernel of prefill attention: consecutive tokens of several sequences attend over their keys and values.
 
-First the threads copy the values into tiles. After that, a work item is 32 queries of one head, with an online softmax:
-scores of KEYS_PER_UPDATE keys, their weights, and the weighted values. All matrices are transposed, one query in each
-lane of a vector: keys are read directly from the cache, and a query's sums need no additions across lanes. The first update
-begins at the sequence's first key, so a token's result does not depend on how its prompt is chunked.
+First the threads copy the values into tiles. After that, a work item is one head of a group of 32 queries. The online
+softmax computes the scores of KEYS_PER_UPDATE keys, their weights, and the weighted values. All matrices are
+transposed, with one query in each lane of a vector. So keys are read directly from the cache, and a query's sums need
+no additions across lanes. The first update begins at the sequence's first key, so a token's result does not depend
+on how its prompt is chunked.
 
 Scores are (keys, 32 queries) float32, weights bfloat16, outputs (head_dim, 32 queries) float32.
 The argument block is described in jit/arguments.py.
@@ -19,14 +20,14 @@ from inference_server.kernels.emit.values import Int
 from inference_server.kernels.isa.vector_units import Bf16Unit
 
 QUERIES = 32  # queries of a work item
-KEYS = 32  # keys of a piece, whose values are packed together; a block holds whole pieces
+KEYS = 32  # keys of a piece, whose values are packed together; a block of the cache holds whole pieces
 KEYS_PER_UPDATE = 128  # keys between two updates of the softmax
 _SEGMENTS, _SEGMENT = 32, 48  # bytes of the table's header, and of each segment
-_PIECE, _GROUP = 32, 40  # byte offsets, in a segment's entry, of the numbers of its first piece and first group
+_PIECE, _GROUP = 32, 40  # byte offsets, in a segment's entry, of the numbers of its first piece and first query group
 
 
 class _Arguments:
-    """The words of the argument block, and of the header of the table of segments."""
+    """The words of the argument block, and of the header of the segment table (arguments.prefill_segments)."""
 
     def __init__(self, code: Code, block: Int, is_bf16: bool) -> None:
         self.block = block
@@ -48,7 +49,7 @@ class _Arguments:
         return (code.load_int32(table + block * 4) * self.block_size + position % self.block_size) * self.cache_stride
 
     def find_segment(self, code: Code, index: Int, place: int) -> Int:
-        """Return the address of the segment that contains the piece or group `index`.
+        """Return the address of the entry of the segment that contains the piece or group `index`.
 
         `place`: _PIECE or _GROUP.
         """
@@ -74,7 +75,7 @@ class _Scratch:
 def make_prefill_attention(is_bf16: bool) -> Emit:
     """Return the function that emits the prefill attention kernel, for keys and values in bfloat16.
 
-    `is_bf16`: queries and result are bfloat16, otherwise float32. arguments.prefill_segments builds the table.
+    `is_bf16`: True if queries and result are bfloat16, False for float32.
     """
 
     def prefill_attention(code: Code, block: Int) -> None:

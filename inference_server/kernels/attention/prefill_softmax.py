@@ -1,4 +1,4 @@
-"""The online softmax of prefill attention, for 16 queries at a time, one in each lane of a vector.
+"""Emits the online softmax of prefill attention, for 16 queries at a time, one in each lane of a vector.
 
 Scores are (keys, 32 queries) float32; weights are pairs of keys in bfloat16, in the layout that Bf16Unit reads.
 """
@@ -10,9 +10,9 @@ from inference_server.kernels.emit.values import Float, Int, Vector
 
 ROW_BYTES = 128  # bytes of a row of scores or outputs: 32 queries
 LOWEST = -1e30  # below every score, and finite: the difference of two infinities would be NaN
-# A query's reference is the number that is subtracted from its scores before exp. It is set to the largest score only if
-# that exceeds it by more than this. Weights are then at most e**8, well within float32's range, and nearly all updates
-# skip rescaling (a technique of FlashAttention-4).
+# A query's reference is the number that is subtracted from its scores before exp. The reference is raised to the
+# largest score only if that score exceeds it by more than _MAX_RISE. Weights are then at most e**8, well within
+# float32's range, and nearly all updates skip rescaling (a technique of FlashAttention-4).
 _MAX_RISE = 8.0
 _PAIRS_AT_ONCE = 4  # pairs of keys in an iteration of the loop
 _SUM = 128  # bytes from a query's reference to its sum of weights
@@ -25,7 +25,10 @@ def reset(code: Code, state: Int) -> None:
 
 
 def set_sink(code: Code, state: Int, sink: Int) -> None:
-    """Initialise 16 queries as after one key that has a score but no value. `sink`: the score's address, float32."""
+    """Initialise 16 queries as if one key with a score but no value had been processed.
+
+    `sink`: address of the score.
+    """
     code.store(code.load_splat(sink, FLOAT, LANES), state)
     code.store(code.floats(1.0), state + _SUM)
 
@@ -36,7 +39,7 @@ def sums_of_weights(code: Code, state: Int) -> Vector:
 
 
 def _exp(code: Code, x: Vector) -> Vector:
-    """Return e**x with a relative error of 4e-6, far below that of bfloat16, for x <= 80; 0 below -87; NaN for NaN.
+    """Return e**x for x <= 80, with a relative error of 4e-6, far below that of bfloat16; 0 below -87; NaN for NaN.
 
     e**0 is exactly 1. The method is that of elements.exp. The polynomial is fitted at 4,000 Chebyshev nodes between
     -ln 2 / 2 and ln 2 / 2.
@@ -101,21 +104,23 @@ def update(
     outputs: Int,
     width: Int,
 ) -> None:
-    """Compute the weights of 16 queries, the first at `position`, for `num_keys` keys from `first_key` on.
+    """Compute the weights of 16 queries for `num_keys` keys from `first_key` on, and add them to the sums of weights.
+
+    If a reference rises, rescales the sums and outputs so far.
 
     Args:
         code: The function to append to.
         scores: Address of the scores; those of keys after a query are overwritten.
         weights: Address of the result: two tiles for every 32 keys.
         first_key: Position of the first key.
-        num_keys: A multiple of 32.
+        num_keys: Number of keys, a multiple of 32.
         scaling: The factor on the scores.
         position: Position of the first query.
         state: Address of each query's reference, float32. The sums of weights are 128 bytes after the references.
         outputs: Address of the weighted values so far, (width, 32 queries) float32.
         width: Values of a head.
     """
-    with code.when(first_key + num_keys > position + 1):  # some keys come after some queries
+    with code.when(first_key + num_keys > position + 1):  # otherwise no key comes after a query
         _mask_later_keys(code, scores, first_key, num_keys, position)
     factor = scaling.splat(LANES)
     before, highest = code.load_floats(state), _highest(code, scores, num_keys) * factor

@@ -1,4 +1,4 @@
-"""Transposes matrices of 4-byte elements in registers: square blocks as wide as a vector register of the instruction set."""
+"""Emits transpositions of matrices of 4-byte elements in registers: square blocks as wide as a vector register."""
 
 from collections.abc import Callable
 
@@ -42,7 +42,10 @@ def _interleaved(a: Vector, b: Vector, width: int) -> tuple[Vector, Vector]:
 
 
 def _transpose_blocks(code: Code, target: Int, load_row: Callable[[Int, int, Int], Vector]) -> None:
-    """Store the transpose of a tile, block by block. `load_row(first, row, column)` loads row `first + row`."""
+    """Store the transpose of a tile, block by block.
+
+    `load_row(first, row, column)` loads row `first + row` at `column`.
+    """
     lanes = code.isa.lanes
     with code.loop(0, SIZE, lanes) as first, code.loop(0, SIZE, lanes) as column:
         rows = [load_row(first, row, column) for row in range(lanes)]
@@ -51,7 +54,7 @@ def _transpose_blocks(code: Code, target: Int, load_row: Callable[[Int, int, Int
 
 
 def transpose(code: Code, source: Int, stride: Int, target: Int) -> None:
-    """Store the transpose of 16 rows of 16 elements of 4 bytes. Rows are `stride` bytes apart, those of the result 64."""
+    """Store the transpose of 16 rows of 16 elements of 4 bytes. Rows are `stride` bytes apart, and 64 in the result."""
 
     def load_row(first: Int, row: int, column: Int) -> Vector:
         return code.load_vector(source + (first + row) * stride + column * 4, INT32, code.isa.lanes, 2)

@@ -1,4 +1,4 @@
-"""Words of the argument block that generated code reads and Python sets. Importing this module does not import llvmlite."""
+"""Numbers the words that every argument block has. Importing this module does not import llvmlite."""
 
 # In every argument block, this word is the address of the C function usleep. If it is 0, threads wait without sleeping.
 SLEEP_WORD = 22

@@ -25,7 +25,7 @@ class Variable:
     """A value that the generated code can replace, for example in a loop. LLVM keeps it in a register if one is free."""
 
     def __init__(self, builder: Any, initial: Any) -> None:
-        """`initial`: an Int, Float or Vector."""
+        """Create a variable with an initial value: an Int, Float or Vector."""
         self._builder, self._class = builder, type(initial)
         with builder.goto_entry_block():
             self._memory = builder.alloca(initial.llvm.type)
@@ -161,7 +161,7 @@ class Code:
         self.builder.call(function, [argument.llvm for argument in arguments])
 
     def call_address(self, address: Int, *arguments: Int, returns_int: bool = False) -> Int | None:
-        """Call the C function at an address with int64 arguments. Returns its result, an int, if `returns_int`."""
+        """Call the C function at an address with int64 arguments. Returns its result, a C int, if `returns_int`."""
         signature = ir.FunctionType(INT32 if returns_int else ir.VoidType(), [INT64] * len(arguments))
         result = self.builder.call(self.pointer(address, signature), [argument.llvm for argument in arguments])
         return Int(self.builder, self.builder.sext(result, INT64)) if returns_int else None
@@ -203,7 +203,7 @@ class Code:
         return Float(self.builder, self._load(address, FLOAT, 4))
 
     def load_vector(self, address: Int, element: Any, lanes: int = LANES, align: int = 1) -> Vector:
-        """Load consecutive elements. `align`: bytes of which the address is a multiple."""
+        """Load consecutive elements. `align`: alignment of the address in bytes."""
         return Vector(self.builder, self._load(address, vector_type(element, lanes), align))
 
     def load_floats(self, address: Int, lanes: int = LANES) -> Vector:
@@ -219,7 +219,7 @@ class Code:
         self.builder.store(value.llvm, self.pointer(address, value.llvm.type), align=align)
 
     def stack(self, num_bytes: Int | int) -> Int:
-        """Allocate bytes until the function returns, aligned to 64. Must be called outside of loops and branches."""
+        """Allocate stack memory, aligned to 64 bytes, until the function returns. Not allowed in loops and branches."""
         size = num_bytes if isinstance(num_bytes, Int) else self.integer(num_bytes)
         memory = self.builder.alloca(INT8, size.llvm)
         memory.align = 64
@@ -241,15 +241,15 @@ class Code:
         return Float(self.builder, self.builder.fptrunc(self._load(block + 8 * index, DOUBLE, 8), FLOAT))
 
     def take_next(self, counter: Int) -> Int:
-        """Add 1 to the counter at this address atomically. Returns its value before, so no two calls return the same."""
+        """Add 1 to the counter at this address atomically. Returns its previous value, which no other call returns."""
         return self.count(counter)
 
     def count_done(self, counter: Int) -> Int:
-        """Add 1 to the counter at this address, after all of this thread's writes. Returns its value before."""
+        """Add 1 to the counter at this address, after all of this thread's writes. Returns its previous value."""
         return self.count(counter)
 
     def count(self, counter: Int, amount: int = 1) -> Int:
-        """Add `amount` to the counter at this address atomically. Returns its value before.
+        """Add `amount` to the counter at this address atomically. Returns its previous value.
 
         Writes by the threads that added to the counter earlier are then visible to this thread. This thread's own earlier
         writes are visible to the threads that read the counter later.
@@ -258,7 +258,10 @@ class Code:
         return Int(self.builder, self.builder.atomic_rmw("add", place, ir.Constant(INT64, amount), "acq_rel"))
 
     def num_done(self, counter: Int) -> Int:
-        """Return the counter at this address. Writes that threads made before they added to it are then visible."""
+        """Load the counter at this address.
+
+        Writes that threads made before they added to the counter are then visible.
+        """
         return Int(self.builder, self.builder.load_atomic(self.pointer(counter, INT64), "acquire", 8))
 
     def wait_until_done(self, counter: Int, wanted: Int | int) -> None:

@@ -6,7 +6,7 @@ from inference_server.kernels.emit.values import Int, Vector
 
 
 def element_bytes(is_bf16: bool) -> int:
-    """Return the number of bytes of a value in memory."""
+    """Return the size of a value in memory, in bytes."""
     return 2 if is_bf16 else 4
 
 
@@ -41,10 +41,10 @@ def bf16_bits(value: Vector) -> Vector:
 
 
 def exp(code: Code, x: Vector) -> Vector:
-    """Return e**x within 2 units in the last place. Below -87 it is e**-87, above 88.3 infinity; NaN stays NaN.
+    """Return e**x within 2 units in the last place: e**-87 for x below -87, infinity above 88.3; NaN stays NaN.
 
-    With x = n ln 2 + r, e**x = 2**n * e**r. Adding 1.5 * 2**23 rounds n to an integer and leaves it in the low bits,
-    from which it is shifted into the exponent. e**r is the polynomial of Cephes' expf.
+    With x = n ln 2 + r, e**x = 2**n * e**r. Adding 1.5 * 2**23 rounds x / ln 2 to the integer n and leaves n in the low
+    bits. From there n is shifted into the exponent. e**r is the polynomial of Cephes' expf.
     """
     lanes = x.lanes
     x = (x < -87.0).select(code.floats(-87.0, lanes), x)

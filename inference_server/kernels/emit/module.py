@@ -58,7 +58,7 @@ def generate(emit: Emit, isa: "InstructionSet", triple: str) -> str:
 
 
 def compile_kernel(emit: Emit, isa: "InstructionSet", target: Target) -> bytes:
-    """Return an object file with a kernel's machine code, position-independent, without external symbols.
+    """Return a relocatable object file with a kernel's machine code, without external symbols.
 
     Raises:
         RuntimeError: LLVM rejects the generated code.
@@ -77,7 +77,7 @@ def _optimised(emit: Emit, isa: "InstructionSet", target: Target) -> Any:
     module.verify()
     options = binding.create_pipeline_tuning_options()
     options.speed_level = 3
-    # The kernels are vectors already, and unrolled where that helps. These passes would only make compilation slower.
+    # Kernels already use vectors, and are unrolled where that helps. These passes would only make compilation slower.
     options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
     passes = binding.create_pass_builder(machine, options)
     passes.getModulePassManager().run(module, passes)

@@ -1,4 +1,4 @@
-"""LLVM's types of the generated code."""
+"""Defines the LLVM types that generated code uses."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""Values of the code that a kernel's Python function generates: int64, float32, conditions and vectors.
+"""Represents the values in generated code as Python objects: int64, float32, conditions and vectors.
 
-A Python operator on these values emits the LLVM instruction. Nothing is marked fast-math: NaN stays NaN, and the order of
-sums is fixed. Python numbers become constants. Addresses are `Int` values.
+A Python operator on these values emits the LLVM instruction. No instruction has fast-math flags, so NaN stays NaN, and
+the order of sums is fixed. Python numbers become constants. Addresses are `Int` values.
 """
 
 from collections.abc import Callable
@@ -195,7 +195,7 @@ class Float(Value):
 class Vector(Value):
     """A vector of float32, integers, or conditions. A scalar operand is used in every lane.
 
-    Operators on integer vectors are those of Python integers; `>>` shifts zeros in.
+    Operators on integer vectors mean the same as for Python integers, except that `>>` shifts zeros in.
     """
 
     __slots__ = ()
@@ -289,12 +289,12 @@ class Vector(Value):
         return Condition(self.builder, self.builder.fcmp_unordered("uno", self.llvm, self.llvm))
 
     def maximum(self, other: Any) -> "Vector":
-        """Return the larger of both lanes; the lane of `other` if one of them is NaN."""
+        """Return the larger value in each lane; that of `other` if one of them is NaN."""
         result: Vector = (self > other).select(self, other)
         return result
 
     def minimum(self, other: Any) -> "Vector":
-        """Return the smaller of both lanes; the lane of `other` if one of them is NaN."""
+        """Return the smaller value in each lane; that of `other` if one of them is NaN."""
         result: Vector = (self < other).select(self, other)
         return result
 
@@ -305,7 +305,7 @@ class Vector(Value):
         return self._new(call_intrinsic(self.builder, name, self.llvm.type, *operands))
 
     def bits_as(self, element: Any, lanes: int | None = None) -> "Vector":
-        """Return the same bits as a vector of another type. `lanes`: by default the same number."""
+        """Return the same bits as a vector of another type. `lanes`: number of lanes, by default unchanged."""
         return self._new(self.builder.bitcast(self.llvm, vector_type(element, lanes or self.lanes)))
 
     def to_float(self, *, is_signed: bool = True) -> "Vector":
@@ -314,7 +314,7 @@ class Vector(Value):
         return self._new(convert(self.llvm, vector_type(FLOAT, self.lanes)))
 
     def widened(self, element: Any) -> "Vector":
-        """Convert to a wider type: float16 to float32, float32 to float64, or integers, filled with zeros."""
+        """Convert to a wider type: float16 to float32, float32 to float64, or integers with zero extension."""
         widen = self.builder.fpext if self.element in (HALF, FLOAT) else self.builder.zext
         return self._new(widen(self.llvm, vector_type(element, self.lanes)))
 
@@ -360,7 +360,7 @@ class Vector(Value):
 
 
 def joined(vectors: Items[Vector]) -> Vector:
-    """Return one vector with the lanes of all vectors in order. Their number is a power of two."""
+    """Return one vector with the lanes of all vectors in order. The number of vectors must be a power of two."""
     parts = list(vectors)
     while len(parts) > 1:
         lanes = range(2 * parts[0].lanes)

@@ -1,7 +1,7 @@
-"""Emits code that waits for other threads: it spins for a moment, then sleeps for short times until a condition is true.
+"""Emits code that waits for other threads: spins for a moment, then sleeps for short times until a condition is true.
 
-The thread that others wait for may have lost its core to another process. Sleeping frees a core for that thread or that
-process.
+A thread that the others wait for may have lost its core to another process. Sleeping frees a core for this thread or
+this process.
 """
 
 from collections.abc import Callable
@@ -13,9 +13,9 @@ from inference_server.kernels.emit.values import Condition
 if TYPE_CHECKING:
     from inference_server.kernels.emit.code import Code
 
-# Pauses before the first sleep: 25 us on an AMD EPYC (Zen 4), longer than most waits at the end of a kernel.
+# Pauses before the first sleep. They take 25 us on an AMD EPYC (Zen 4), longer than most waits at the end of a kernel.
 _PAUSES = 1_000
-# Linux makes each sleep longer by about 50 us, its timer slack.
+# Linux extends each sleep by its timer slack, about 50 us.
 _SLEEP_MICROSECONDS = 20
 
 

@@ -26,8 +26,8 @@ class Avx512Bf16(Avx512Vnni):
     def cached_bf16_tiling(self) -> Tiling:
         """Return the tiling for cached weights: one panel and up to 12 rows.
 
-        It multiplies 105 pairs of numbers per ns, and `bf16_tiling` 97 (AMD EPYC, Zen 4). Weights that are not cached are
-        read faster from two panels at a time.
+        With this tiling, 105 pairs of numbers are multiplied per ns, and 97 with `bf16_tiling` (AMD EPYC, Zen 4).
+        Weights that are not cached are read faster from two panels at a time.
         """
         return Tiling(1, (1, 2, 4, 8, 12))
 
@@ -40,7 +40,7 @@ class Avx512Bf16(Avx512Vnni):
         return pairs
 
     def multiply_pairs(self, code: "Code", total: Vector, weights: Any, inputs: Any) -> Vector:
-        """See InstructionSet. The instruction treats denormals as zeros."""
+        """See InstructionSet. The instruction vcvtneps2bf16 treats denormals as zeros."""
         operands = [each.bits_as(BFLOAT16, 2 * total.lanes) for each in (weights, inputs)]
         name = "llvm.x86.avx512bf16.dpbf16ps.512"
         return Vector(code.builder, code.intrinsic(name, total.llvm.type, total, *operands))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class AvxVnni(Avx2):
     """Multiplies and adds four bytes in each lane with one instruction, vpdpbusd, on 256-bit vectors.
 
-    LLVM encodes it as the CPU requires: in AVX-VNNI's form, or in AVX512's on CPUs that have only that one.
+    LLVM uses the encoding that the CPU requires: that of AVX-VNNI, or that of AVX512 on CPUs that have only the latter.
     """
 
     name = "avx-vnni"
@@ -35,7 +35,7 @@ class AvxVnni(Avx2):
 
 
 class AvxVnniInAvx512(AvxVnni):
-    """The same code for CPUs that have AVX512-VNNI but not AVX-VNNI's encoding (Zen 4), so that tests can run there."""
+    """The same code for CPUs with AVX512-VNNI but without AVX-VNNI's encoding (Zen 4), so that tests can run there."""
 
     llvm_cpu = "haswell"
     llvm_features = "+avx512f,+avx512vl,+avx512vnni,+prefer-256-bit"

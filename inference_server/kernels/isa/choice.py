@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from inference_server.kernels.isa.instruction_set import InstructionSet
 
 VARIABLE = "TAILRACE_CPU_FEATURES"
-NONE = "none"  # the variable's value for torch's operations instead of kernels
+NONE = "none"  # the variable's value with which torch's operations replace the kernels
 # The values that TAILRACE_CPU_FEATURES may have.
 NAMES = (
     "amx",
@@ -35,13 +35,13 @@ NAMES = (
 def available() -> "tuple[InstructionSet, ...]":
     """Return the instruction sets that this CPU can run, best first; none if llvmlite cannot be used.
 
-    A name occurs once: the first instruction set with that name.
+    If several have the same name, only the first of them is returned.
     """
     try:
         features = cpu.llvm_features()
         architecture = "x86_64" if cpu.is_x86() else "aarch64"
         from inference_server.kernels.isa.table import INSTRUCTION_SETS
-    except (ImportError, OSError, RuntimeError):  # not installed, or it does not support this system
+    except (ImportError, OSError, RuntimeError):  # llvmlite is not installed, or does not support this system
         return ()
     found: dict[str, InstructionSet] = {}
     for each in INSTRUCTION_SETS:
@@ -58,7 +58,8 @@ def chosen(name: str | None = None) -> "InstructionSet | None":
     """Return the instruction set to compile for; None if torch's operations replace the kernels.
 
     Args:
-        name: A forced instruction set; by default the value of TAILRACE_CPU_FEATURES, and without it the best one.
+        name: Name of the instruction set; by default the value of TAILRACE_CPU_FEATURES. If both are missing, the best
+            instruction set is chosen.
 
     Raises:
         ValueError: The name is unknown, or this CPU lacks the instruction set. The message lists the possible names.
@@ -107,13 +108,13 @@ def _missing_kernels() -> str:
         is_x86 = cpu.is_x86()
     except ImportError:
         return "llvmlite, which compiles the kernels, is not installed"
-    except (OSError, RuntimeError) as error:  # its library cannot be loaded, or it does not support this system
+    except (OSError, RuntimeError) as error:  # llvmlite's library cannot be loaded, or does not support this system
         return f"llvmlite, which compiles the kernels, cannot be used ({error})"
     return f"this CPU lacks {'AVX2 and FMA' if is_x86 else 'NEON'}"
 
 
 def target(isa: "InstructionSet") -> "Target":
-    """Return the CPU to compile for: the baseline of the instruction set, its simplest CPU.
+    """Return the CPU to compile for: the baseline of the instruction set, the simplest CPU that has it.
 
     Kernels compiled for exactly this CPU are no faster (AMD EPYC, Zen 4: equal within 3%). Machine code for the baseline
     can be compiled in advance for other machines.

@@ -1,4 +1,4 @@
-"""Detects which instruction sets this CPU offers. No other module detects them by itself.
+"""Detects which instruction sets this CPU offers. All other modules use this detection.
 
 LLVM's feature names ("avx512f", "amx-int8") determine the instructions in the kernels. Tile registers (AMX) need the
 operating system's permission as well, which torch requests. Importing this module imports neither torch nor llvmlite.
@@ -14,7 +14,7 @@ _AMX_FEATURES = ("amx-tile", "amx-int8", "amx-bf16", "avx512f", "avx512vnni")
 
 @cache
 def llvm_features() -> dict[str, bool]:
-    """Return LLVM's name of every feature of this architecture, with True for the features of this CPU.
+    """Return every feature of this architecture by LLVM's name: True if this CPU has the feature.
 
     Raises:
         ImportError: llvmlite is not installed.
@@ -26,7 +26,7 @@ def llvm_features() -> dict[str, bool]:
 
 
 def _arm_features() -> dict[str, bool]:
-    """Return LLVM's name of every Arm feature that the kernels use, with True for the features of this CPU.
+    """Return every Arm feature that the kernels use by LLVM's name: True if this CPU has the feature.
 
     LLVM itself finds few of them on Linux, and none on macOS.
     """
@@ -40,7 +40,7 @@ def _arm_features() -> dict[str, bool]:
 
 
 def arm_features_of_linux(cpuinfo: str) -> dict[str, bool]:
-    """Return the same as `_arm_features`, with True for the features of all cores. `cpuinfo`: text of /proc/cpuinfo."""
+    """Return the same as `_arm_features`: True if all cores have the feature. `cpuinfo`: text of /proc/cpuinfo."""
     lines = [line.partition(":")[2].split() for line in cpuinfo.splitlines() if line.startswith("Features")]
     names = {"neon": "asimd", "dotprod": "asimddp", "bf16": "bf16"}
     return {feature: bool(lines) and all(name in line for line in lines) for feature, name in names.items()}
@@ -92,7 +92,7 @@ def amx_obstacle() -> str | None:
         missing = [name for name in _AMX_FEATURES if not llvm_features().get(name)]
     except ImportError:
         return "llvmlite, which compiles the kernels, is not installed"
-    except (OSError, RuntimeError) as error:  # its library cannot be loaded, or it does not support this system
+    except (OSError, RuntimeError) as error:  # llvmlite's library cannot be loaded, or does not support this system
         return f"llvmlite, which compiles the kernels, cannot be used ({error})"
     if missing:
         return f"the compiler does not find {', '.join(missing)} on this CPU"
@@ -102,7 +102,7 @@ def amx_obstacle() -> str | None:
 
 
 def refused_amx() -> str | None:
-    """Return the reason why kernels cannot use the AMX that this CPU has, as a clause; None if they can or it has none."""
+    """Return the reason why kernels cannot use this CPU's AMX, as a clause; None if they can, or without AMX."""
     import torch
 
     return amx_obstacle() if torch.cpu._is_amx_tile_supported() else None

@@ -1,7 +1,8 @@
-"""The interface of an instruction set, with default operations that run on every CPU.
+"""Defines the interface of an instruction set, with default operations that run on every CPU.
 
-Kernels are written once, for vectors of 16 lanes. An instruction set defines the two operations that decide their speed,
-`multiply_codes` and `multiply_pairs`, and the number of rows and panels whose sums fit into its registers.
+Kernels are written once, for vectors of 16 lanes. An instruction set defines the two operations that determine their
+speed, `multiply_codes` and `multiply_pairs`. It also defines how many rows and panels have sums that fit into its
+registers.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ X86, ARM = "x86_64", "aarch64"
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """The blocks in which a product is computed.
+    """The sizes of the blocks in which a product is computed.
 
     Attributes:
         panels: Panels of 16 outputs in a block, 1 or 2. A block of a single row always has one panel.
@@ -35,7 +36,10 @@ class Tiling:
 
 
 class InstructionSet:
-    """Base class of instruction sets: emits generic code that LLVM translates for any CPU. Subclasses override parts of it."""
+    """Base class of instruction sets: emits generic code that LLVM translates for any CPU.
+
+    Subclasses override methods.
+    """
 
     name = "generic"
     architecture = X86
@@ -48,7 +52,7 @@ class InstructionSet:
     words_at_once = 1
     # Vectors of int8 weights for each call of `multiply_codes`: 1, 2 or 4, at most `words_at_once`.
     codes_at_once = 1
-    # Rows from which a product with int4 weights is faster if the weights are widened to bfloat16; None for never.
+    # Smallest number of rows for which a product is faster if its int4 weights are widened to bfloat16; None: never.
     min_rows_widened: int | None = None
     # The classes that emit the matrix products. AMX has other classes, for its tile registers.
     bf16_unit = Bf16Unit
@@ -78,7 +82,7 @@ class InstructionSet:
             total: int32, `lanes` lanes.
             weights: Vectors of int32 lanes with 4 codes each: unsigned if `unsigned_codes`, otherwise signed.
             inputs: Vectors of int32 lanes with 4 signed digits each, from -64 to 63.
-            are_nibbles: The weights are at most 15, and there are at most 8 vectors of them.
+            are_nibbles: True if the codes are 0 to 15, and `weights` has at most 8 vectors.
         """
         lanes = total.lanes
         widen = _zero_extended if self.unsigned_codes or are_nibbles else _sign_extended
@@ -111,10 +115,10 @@ class InstructionSet:
         return (bf16_bits(value) >> 16).narrowed(INT16)
 
     def after(self, code: "Code", address: Int, values: list[Vector]) -> Int:
-        """Return the same address, with which LLVM places loads after the instructions that compute `values`.
+        """Return the same address in a form that keeps LLVM from loading from it before `values` are computed.
 
-        LLVM otherwise places loads as early as possible, and the loaded values do not fit into the registers. The CPU
-        itself may still load earlier. By default, the order of loads is left to LLVM.
+        Otherwise LLVM places loads as early as possible, and the loaded values do not fit into the registers. The CPU
+        itself may still load earlier. The default implementation leaves the order of loads to LLVM.
         """
         return address
 

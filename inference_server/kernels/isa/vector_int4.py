@@ -1,4 +1,4 @@
-"""Matrix products with int4 weights on vector registers. See vector_units.py."""
+"""Emits matrix products with int4 weights on vector registers. See vector_units.py."""
 
 from typing import TYPE_CHECKING
 
@@ -11,13 +11,14 @@ if TYPE_CHECKING:
 
 
 class Int4Unit:
-    """Products of rows in two digits with int4 weights, in float32, scaled group by group.
+    """Products of fixed-point rows (two int8 digits) with int4 weights, in float32, scaled group by group.
 
-    A panel is, for each group of 32 inputs, 16 scales and 16 minima in float16, then 256 bytes of codes (linear/int4.py).
+    A panel contains, for each group of 32 inputs, 16 scales and 16 minima in float16, then 256 bytes of codes
+    (linear/int4.py).
     """
 
     def __init__(self, code: "Code", num_rows: Int, width: Int) -> None:
-        """`num_rows`: all rows that the kernel will multiply. `width`: inputs."""
+        """Prepare the unit. `num_rows`: number of all rows that the kernel will multiply. `width`: number of inputs."""
 
     def release(self, code: "Code") -> None:
         """Release the tile registers, if the unit uses any. This unit uses none."""
@@ -44,7 +45,7 @@ class Int4Unit:
     def multiply_blocks(
         self, code: "Code", rows: Int, panels: Int, sums: Int, num_groups: Int, totals: Int, count: Int, limit: int
     ) -> None:
-        """Multiply as in `multiply`, on vectors. `limit`: the largest possible `count`."""
+        """Multiply as in `multiply`, on vector registers. `limit`: the largest possible `count`."""
 
         def block(row: Int, size: int) -> None:
             for panel in range(2):

@@ -1,6 +1,6 @@
-"""Matrix products on vector registers: rows of activations times panels of 16 outputs.
+"""Emits matrix products on vector registers: rows of activations times panels of 16 outputs.
 
-A unit multiplies up to 32 rows by two panels, 32 outputs. An instruction set without tile registers uses these units.
+A unit multiplies up to 32 rows by two panels, 32 outputs. Instruction sets without tile registers use these units.
 Rows and panels are divided into blocks whose sums fit into the registers. Each size of block is a separate function.
 Each sum is added up in the order of the inputs, so a row's result does not depend on the other rows.
 """
@@ -27,7 +27,7 @@ MAX_ROWS = 32  # rows that a unit multiplies at a time
 def row_blocks(
     code: "Code", count: "Int | int", rows: tuple[int, ...], emit: Callable[[Int, int], None], limit: int
 ) -> None:
-    """Cover `count` rows with blocks, the largest first: emits each block as emit(first row, rows of the block).
+    """Cover `count` rows with blocks, the largest first. Emits each block with emit(first row, number of rows).
 
     `limit`: the largest possible `count`.
     """
@@ -46,11 +46,11 @@ def row_blocks(
 class Bf16Unit:
     """Products of bfloat16 rows with bfloat16 weights, in float32.
 
-    Weights of a panel are, for every 32 inputs, (16 pairs of inputs, 16 outputs, 2 inputs): 1,024 bytes.
+    A panel contains, for every 32 inputs, a block of weights (16 pairs of inputs, 16 outputs, 2 inputs), 1,024 bytes.
     """
 
     def __init__(self, code: "Code", num_rows: "Int | int") -> None:
-        """`num_rows`: all rows that the kernel will multiply."""
+        """Prepare the unit. `num_rows`: number of all rows that the kernel will multiply."""
 
     def use_whole(self, code: "Code") -> None:
         """Prepare for `multiply` with 32 rows at a time."""
@@ -164,10 +164,10 @@ def _multiply_pair(
 
 
 class Int8Unit:
-    """Products of rows in two digits with int8 codes, in int32.
+    """Products of fixed-point rows (two int8 digits) with int8 codes, in int32.
 
-    Codes of a panel are, for every 4 inputs, (16 outputs, 4 inputs), 64 bytes. If the instruction set has
-    `unsigned_codes`, they are stored plus 128.
+    A panel contains, for every 4 inputs, a block of codes (16 outputs, 4 inputs), 64 bytes. If the instruction set has
+    `unsigned_codes`, each code is stored as code + 128.
     """
 
     max_rows = DIGIT_ROWS  # rows that the unit multiplies at a time, whole blocks of digits
@@ -179,7 +179,7 @@ class Int8Unit:
         """Configure the tile registers for `multiply`, if the unit uses any. This unit uses none."""
 
     def release(self, code: "Code") -> None:
-        """Release the tile registers that `use` configured."""
+        """Release the tile registers that `use` configured. This unit uses none."""
 
     def multiply(self, code: "Code", rows: Int, width: Int, codes: Int, sums: Int, totals: Int, count: Int) -> None:
         """Write the sums of the products of up to `max_rows` rows with 32 outputs.
@@ -242,7 +242,7 @@ def _int8_block(code: "Code", num_rows: int, num_panels: int, *values: Int) -> N
                 }
             first = quad % isa.words_at_once
             inputs = {key: words[first : first + isa.codes_at_once] for key, words in loaded.items()}
-            # If `codes_at_once` is above 1, codes take many registers, so the vectors of outputs are computed one by one.
+            # If `codes_at_once` is above 1, codes occupy many registers, so vectors of outputs are computed one by one.
             for group in [outputs] if isa.codes_at_once == 1 else [[output] for output in outputs]:
                 places = [panel_step + width * (PANEL * panel) + (64 * quad + 4 * part) for panel, part in group]
                 weights = [_load_codes(code, place) for place in places]

@@ -18,7 +18,7 @@ _NO_WINDOW = 1 << 40  # a sliding window longer than any sequence
 
 @dataclass(frozen=True, slots=True)
 class HeadNorms:
-    """The RMS norms of query and key heads before their rotation."""
+    """The RMS norms that are applied to query and key heads before the rotation."""
 
     query: Tensor  # (head_dim,) weights, in the dtype of the queries
     key: Tensor  # (head_dim,)
@@ -33,7 +33,7 @@ def _layout(arguments: str) -> Struct:
 
 # The number formats of linear/stored.py, which is slow to import.
 STORED_FORMATS = ("q4_0", "q4_1", "q8_0", "q4_k", "q5_k", "q6_k")
-# Those of linear/stored_int4.py, whose codes are kept as int4.
+# The number formats of linear/stored_int4.py, whose codes are kept as int4.
 STORED_INT4_FORMATS = ("q4_0", "q4_1", "q4_k")
 RMS_NORM_ROWS, ADD_RMS_NORM_ROWS, SILU_MUL_ROWS, ROPE_ROWS, ATTENTION_ROWS, LINEAR_ROWS, LORA_ROWS = (
     6,
@@ -45,7 +45,7 @@ RMS_NORM_ROWS, ADD_RMS_NORM_ROWS, SILU_MUL_ROWS, ROPE_ROWS, ATTENTION_ROWS, LINE
     7,
 )
 
-# The kernel `lora` multiplies this many ranks at a time. The matrices are padded with zeros to a multiple of it.
+# Number of ranks that the kernel `lora` multiplies at a time. Matrices are padded with zeros to a multiple of it.
 LORA_RANKS = 4
 
 _RMS_NORM = _layout("5qd")
@@ -112,7 +112,10 @@ def attention(
     softcap: float | None,
     sinks: Tensor | None = None,
 ) -> bytes:
-    """Return the argument block of `decode_attention`. Shapes as in ops.paged_decode_attention; out is the result."""
+    """Return the argument block of `decode_attention`, with ops.paged_decode_attention's shapes.
+
+    `out`: for the result.
+    """
     num_seqs, num_heads, width = query.shape
     _, block_size, num_kv_heads, value_width = values.shape
     return _ATTENTION.pack(
@@ -180,9 +183,10 @@ def prefill_segments(
     Returns:
         The words of the table, and the bytes of workspace divided by num_kv_heads * head_dim.
 
-        The table begins with the address of the workspace (0, set by the caller), the number of segments, of pieces of 32
-        keys, and of groups of 32 queries. Each segment follows with its first row, number of rows, first position, address
-        of its block table, first piece and first group.
+        The table begins with a header of 4 words: the address of the workspace, and the numbers of segments, pieces and
+        groups. The address is 0 until the caller sets it. A piece is 32 keys, and a group is 32 queries. The entry of
+        each segment follows: its first row, number of rows, first position, address of its block table, first piece and
+        first group.
     """
     entries: list[int] = []
     row, piece, group = first_row, 0, 0
@@ -209,13 +213,13 @@ def linear(
 
     Args:
         weights: Address of the packed weights.
-        scales: Address of their scales, or 0.
+        scales: Address of the scales of int8 weights; 0 for other weights.
         x: Address of the activations, (num_rows, width).
         out: Address of the result.
         bias: Address of the bias, (num_outputs,) float32.
         num_rows: Rows of activations.
-        width: Inputs of the layer.
-        num_outputs: Outputs of the layer, whole panels.
+        width: Number of the layer's inputs.
+        num_outputs: Number of the layer's outputs, a multiple of 32.
         workspace: Address of memory for the converted activations.
     """
     sizes = (num_rows, width, num_outputs)
@@ -234,7 +238,7 @@ def lora(
         table: Matrices, (adapters, parts, 4) int64: see kernels/linear/lora.py.
         parts: First panel and number of panels of each part, (parts, 2) int64.
         scratch: (rows, parts * the largest rank) float32, or wider.
-        gated: The gated result, (rows, outputs / 2).
+        gated: Memory for the gated result, (rows, outputs / 2); None if the layer is not gated.
     """
     num_parts = len(parts)
     tensors = [each.data_ptr() for each in (x, out, adapters, table)]
@@ -249,7 +253,7 @@ def stored(rows: Tensor, out: Tensor, scales: Tensor | None, num_items: int, num
     Args:
         rows: int64, the addresses of the stored rows, one for each output; 0 for none.
         out: The panels or rows to write.
-        scales: float32, one for each output, written; None for kernels that write none.
+        scales: Memory for the scales, one float32 for each output; None for kernels that write no scales.
         num_items: Number of panels, or of rows.
         num_groups: Groups of 32 weights in a row.
     """

@@ -17,7 +17,7 @@ _VARIABLE = "OMP_NUM_THREADS"
 
 
 def limit_threads() -> None:
-    """Lower the number of torch's threads to the usable cores. OMP_NUM_THREADS, if set, remains in force."""
+    """Lower the number of torch's threads to the number of usable cores. Has no effect if OMP_NUM_THREADS is set."""
     import torch
 
     cores = usable_cores()
@@ -42,7 +42,7 @@ def usable_cores(root: Path = Path("/")) -> int | None:
 
 
 def _core(root: Path, cpu: int) -> str:
-    """Return a name of the physical core to which a processor belongs: the list of its processors."""
+    """Return a name of the physical core to which a processor belongs: the list of the core's processors."""
     try:
         return (root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
     except OSError:

@@ -34,14 +34,14 @@ class Kernel:
     """A compiled function whose only argument is the address of an argument block (see arguments.py)."""
 
     def __init__(self, address: int) -> None:
-        """`address`: address of the machine code, which must stay loaded."""
+        """Create the kernel for the machine code at `address`, which must stay loaded."""
         self.address = address
         self._call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
         self._call_with_lock = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)(address)
         self._start = find_start()
 
     def run(self, arguments: bytes, num_items: int, nanoseconds: int) -> None:
-        """Run the kernel once and wait for its end.
+        """Run the kernel once and wait until it has finished.
 
         Args:
             arguments: The argument block, built by arguments.py.

@@ -79,7 +79,10 @@ def _fingerprint(cpu: Target) -> str:
 
 
 def _read(path: Path) -> bytes | None:
-    """Return the code that `write` stored, or None if it is missing or damaged (it could then crash the process)."""
+    """Return the code that `write` stored, or None if it is missing or damaged.
+
+    Damaged code could crash the process.
+    """
     with contextlib.suppress(OSError):
         content = path.read_bytes()
         if hashlib.sha256(content[32:]).digest() == content[:32]:

@@ -20,7 +20,7 @@ Start = Callable[[int, object, int, int], None]
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    """Return torch's CPU library, already loaded. Symbols are searched in it, then in the libraries it is linked with."""
+    """Return torch's CPU library, already loaded. Symbols are found in this library or in those it is linked with."""
     try:
         return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")) if _IS_LINUX else None
     except OSError:
@@ -40,13 +40,13 @@ def find_start() -> Start | None:
 
 @cache
 def thread_counter() -> int:
-    """Return the address of omp_get_num_threads, 0 if it does not exist."""
+    """Return the address of omp_get_num_threads, or 0 if it does not exist."""
     return _address(_library(), "omp_get_num_threads")
 
 
 @cache
 def sleep_function() -> int:
-    """Return the address of usleep, with which threads wait for each other, 0 if it does not exist."""
+    """Return the address of usleep, with which threads wait for each other, or 0 on systems other than Linux."""
     return _address(ctypes.CDLL(None), "usleep") if _IS_LINUX else 0
 
 
@@ -56,7 +56,8 @@ def use_one_thread() -> None:
     Some operations of torch and of MKL round differently with another number of threads. Without torch's OpenMP library,
     the operations of every thread are affected.
     """
-    torch.get_num_threads()  # initialises the thread's number of threads; later, this would undo the lines below
+    # The first call initialises this thread's number of threads. If it came later, it would undo the lines below.
+    torch.get_num_threads()
     try:
         _library().omp_set_num_threads(1)  # type: ignore[union-attr]
         _library().MKL_Set_Num_Threads_Local(1)  # type: ignore[union-attr]

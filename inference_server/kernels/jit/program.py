@@ -1,4 +1,4 @@
-"""A forward pass as a list of kernel calls that is built once and then runs without Python between the calls."""
+"""Runs a forward pass as a list of kernel calls, which is built once, without Python between the calls."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class KernelCall:
     kernel: Kernel
     block: bytes  # built by arguments.py
     rows_at: int | None = None  # the word of the block with the number of rows; None if it has none
-    plan: Callable[[int], Kernel] | None = None  # number of rows -> kernel (linear layers)
+    plan: Callable[[int], Kernel] | None = None  # chooses the kernel for a number of rows (linear layers)
     is_decode: bool = False  # covers only the rows of the decoded sequences, which come first
 
 
@@ -53,7 +53,7 @@ class Program:
         self._plans = [call.plan for call in calls if call.plan is not None]
         planned = [index for index, call in enumerate(calls) if call.plan is not None]
         self._planned = torch.tensor(planned, dtype=torch.int64)
-        # The numbers that the blocks contain now: rows, decoded rows, threads.
+        # The numbers that the blocks contain at present: rows, decoded rows, threads.
         self._set_for: tuple[int, int, int] | None = None
 
     def run(self, num_rows: int, num_decoded: int) -> None:

@@ -1,14 +1,15 @@
-"""The kernel that runs a kernel program: it calls a list of kernels in order, on threads that are started once.
+"""Emits the kernel that runs a kernel program: it calls a list of kernels in order, on threads that are started once.
 
-All threads call every kernel; inside it, they share its work items. A thread that finds no further item waits until no other
-thread is inside the kernel, so the next kernel reads finished results. It does not wait for threads that have yet to call
-the kernel, because they will find no item. So a thread that starts late, or whose core runs another process, delays the
-others only if it holds an item. Kernels must permit this: a late thread changes nothing but the counters of items taken.
+All threads call every kernel, and share its work items. A thread that finds no further item waits until no other thread
+is inside the kernel, so the next kernel reads finished results. The thread does not wait for threads that have yet to
+call the kernel, because they will find no item. So a thread that starts late, or whose core runs another process,
+delays the others only if it holds an item. Kernels must permit this: a late thread may change nothing but the counters
+of items taken.
 
 The argument block (int64 words):
 
 - word 0: threads that have finished the program
-- word 3: address of the list: for each kernel its function and the address of its argument block
+- word 3: address of the list: for each kernel the addresses of its function and of its argument block
 - word 4: length of the list
 - word 5: address of the C function that returns the number of threads, or 0 for one thread
 

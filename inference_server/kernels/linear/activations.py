@@ -3,10 +3,10 @@
 x = row_scale * (128 * high + low), where row_scale is the row's largest absolute value / (63 * 128). Digits are then from
 -64 to 63, so that vpmaddubsw, which adds two products with unsigned bytes in int16, never saturates.
 
-8 rows make a block. For every 32 inputs (int4) or 64 inputs (int8), it contains a tile of 16 rows of int8: 8 rows of high
-digits, then 8 rows of low digits. The blocks are followed by the row scales, one float32 for each row. Then follow, for
-int4, the sum of each row's groups of 32 inputs, float32 in units of the row scale; for int8, the sums of each row's high
-and low digits, int32.
+8 rows make a block. It contains a tile for every 32 inputs (int4) or 64 inputs (int8). A tile has 16 rows of int8: 8
+rows of high digits, then 8 rows of low digits. The blocks are followed by the row scales, one float32 for each row. The
+sums follow. For int4 weights, they are the sums of each row's groups of 32 inputs, float32 in units of the row scale.
+For int8 weights, they are the sums of each row's high and low digits, int32.
 """
 
 import numpy as np
@@ -19,14 +19,14 @@ from inference_server.kernels.isa.vector_units import DIGIT_ROWS, GROUP
 
 _MAX_CODE = 63 * 128
 _SMALLEST = float(np.float32(1e-30))  # a row whose values are all closer to 0 is treated as zeros
-_MAGIC = 12582912.0  # adding 1.5 * 2**23 moves the integer into the low bits
+_MAGIC = 12582912.0  # adding 1.5 * 2**23 rounds to an integer and leaves it in the low bits
 
 
 class SplitRows:
-    """The addresses in the workspace of converted rows."""
+    """The addresses of converted rows in the workspace."""
 
     def __init__(self, workspace: Int, num_rows: Int, width: Int, tile_inputs: int) -> None:
-        """`tile_inputs`: inputs of a tile, 32 for int4 and 64 for int8 weights."""
+        """Divide the workspace. `tile_inputs`: inputs of a tile, 32 for int4 and 64 for int8 weights."""
         padded = (num_rows + (DIGIT_ROWS - 1)) // DIGIT_ROWS * DIGIT_ROWS
         self._workspace, self._width, self._num_rows = workspace, width, num_rows
         self._scales = workspace + padded * width * 2

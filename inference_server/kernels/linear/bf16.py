@@ -1,8 +1,8 @@
 """Linear layers with bfloat16 weights.
 
-A row's result is bit-identical for every batch composition: its sums are added in the order of the inputs.
-Activations and result are bfloat16; the result of an output head is float32. A panel of weights is, for every 2 inputs,
-(16 outputs, 2 inputs).
+A row's result is bit-identical for every batch composition, because its products are added in the order of the inputs.
+Activations and result are bfloat16; the result of an output head is float32. A panel contains, for every 2 inputs, a
+block of weights (16 outputs, 2 inputs).
 """
 
 from inference_server.kernels.emit.code import Code
@@ -44,10 +44,10 @@ def multiply_rows(
 
     Args:
         code: The function to append to.
-        unit: The unit that multiplies.
+        unit: Emits the products.
         x: Address of the activations, (rows, inputs) bfloat16.
         layer: The layer's arguments.
-        weights: As for Bf16Unit.multiply.
+        weights: Address and strides of the panels, as for Bf16Unit.multiply.
         totals: Scratch memory of 4,096 bytes.
         output: The format of the result.
         bias: Address of 32 float32.

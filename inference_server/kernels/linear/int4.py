@@ -3,9 +3,10 @@
 A weight is code * scale + minimum, and every group of 32 inputs has its own scale and minimum. The integer sum of a
 group is therefore scaled before the next group begins:
 result += sum * scale + (sum of the group's activations) * minimum.
-The conversion of activations is the same as in int8.py, with tiles of 32 inputs. A panel is, for each group, a record of
-320 bytes: 16 scales and 16 minima in float16, then the codes of 4 consecutive inputs of 16 outputs in 64 bytes, four times.
-The low nibbles belong to the first 16 inputs of the group, the high nibbles to the last 16.
+The conversion of activations is the same as in int8.py, with tiles of 32 inputs. A panel has a record of 320 bytes for
+each group. The record contains 16 scales and 16 minima in float16, then four pieces of 64 bytes of codes. A piece has 4
+bytes for each of 16 outputs. The low nibbles are the codes of 4 consecutive inputs in the first half of the group. The
+high nibbles are those of the matching inputs in the second half.
 """
 
 from inference_server.kernels.emit.code import Code

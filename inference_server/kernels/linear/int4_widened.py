@@ -1,7 +1,7 @@
 """Linear layers with int4 weights for many rows (prompts): weights are widened to bfloat16 before they are multiplied.
 
-A panel is widened just before it is used, so that memory is read once, at 5 bits a weight. Activations are rounded to
-bfloat16; results are float32. The layout of the weights is that of int4.py.
+A panel is widened just before it is used, so each weight is read from memory once, with 5 bits. Activations are rounded
+to bfloat16; results are float32. The layout of the weights is that of int4.py.
 """
 
 from inference_server.kernels.emit.code import Code

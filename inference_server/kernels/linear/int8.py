@@ -1,8 +1,8 @@
 """Linear layers with int8 weights.
 
 Products and sums of integers are exact, so a row's result is bit-identical for every batch composition and any number of
-threads. All threads together first convert the activations to fixed point (activations.py). A panel holds the codes of 16
-outputs: one block of (16 outputs, 4 inputs) for each group of 4 inputs.
+threads. All threads together first convert the activations to fixed point (activations.py). A panel contains the codes
+of 16 outputs: a block (16 outputs, 4 inputs) for every 4 inputs.
 """
 
 from inference_server.kernels.emit.code import Code

@@ -1,4 +1,4 @@
-"""The parts that the kernels of linear layers share: their argument block, their loop over panels, and the results.
+"""Emits the parts that the kernels of linear layers share: arguments, the loop over panels, and writing the results.
 
 A work item is two panels, 32 outputs, whose weights are contiguous, in the order in which they are read. The argument
 block (int64 words):
@@ -13,7 +13,7 @@ block (int64 words):
 - word 7: bias, (outputs,) float32
 - word 8: number of rows
 - word 9: number of inputs
-- word 10: number of outputs, whole panels
+- word 10: number of outputs, a multiple of 32
 - word 11: workspace for converted activations
 - word 21: number of threads
 
@@ -43,9 +43,9 @@ class OutputFormat:
     """The format of a layer's result.
 
     Attributes:
-        is_bf16: bfloat16, otherwise float32.
-        is_rounded: float32 that is rounded to bfloat16.
-        is_gated: Gate and up outputs become silu(gate) * up.
+        is_bf16: True if the result is bfloat16, False for float32.
+        is_rounded: True if the values of a float32 result are rounded to bfloat16.
+        is_gated: True if the result is silu(gate) * up, computed from gate and up outputs.
     """
 
     is_bf16: bool = False
@@ -106,7 +106,7 @@ def write_rows(
         out: Address of the first row's result.
         row_bytes: Bytes from one row of the result to the next.
         count: Number of rows.
-        scale: Converts sums to values.
+        scale: Converts sums to values; None if the sums are the values.
     """
     # A gated result is computed from values in the format of the separate operations: bfloat16 or float32.
     values = OutputFormat(is_rounded=output.is_bf16) if output.is_gated else output
@@ -132,7 +132,7 @@ class RowScale:
     """Converts the sums of fixed-point rows to values: row_scale * sum."""
 
     def __init__(self, row_scales: Int) -> None:
-        """`row_scales`: address of the first row's scale, float32."""
+        """Create the conversion. `row_scales`: address of the first row's scale, float32."""
         self._row_scales = row_scales
 
     def load_factors(self, code: Code) -> "list[Vector | None]":

@@ -1,8 +1,8 @@
 """Adds LoRA adapters to a linear layer's results: result += up · (down · x). Each row can have a different adapter.
 
 The kernel runs after the layer's kernel, and does not read the layer's weights. A layer has one or several parts, such
-as q, k and v, and each part has its own matrices. `down` is (rank, inputs), `up` (outputs, rank); both are float16
-in the order in which they are read:
+as q, k and v, and each part has its own matrices. `down` is (rank, inputs), `up` (outputs, rank). Both are stored as
+float16, in the order in which the kernel reads them:
 
 - `down`: for every 4 ranks and 16 inputs, (4 ranks, 16 inputs)
 - `up`: for every panel of 16 outputs, (rank, 16 outputs)
@@ -68,7 +68,7 @@ class _Arguments:
         return code.load_int32(self.adapters + row * 4)
 
     def record(self, adapter: Int, part: Int | int) -> Int:
-        """Return the address of the matrices of an adapter, from 1, and a part."""
+        """Return the address of the table's entry for an adapter, from 1, and a part."""
         return self.table + ((adapter - 1) * self.num_parts + part) * _RECORD
 
     def sums(self, row: Int, part: Int | int) -> Int:
@@ -80,8 +80,8 @@ def make_lora(is_gated: bool, is_bf16: bool) -> Emit:
     """Return the function that emits the kernel.
 
     Args:
-        is_gated: The parts are gate and up, and the kernel computes silu(gate) * up.
-        is_bf16: Activations and results are bfloat16, otherwise float32.
+        is_gated: True if the parts are gate and up, and the kernel computes silu(gate) * up.
+        is_bf16: True if activations and results are bfloat16, False for float32.
     """
 
     def lora(code: Code, block: Int) -> None:
@@ -146,7 +146,7 @@ def _product(code: Code, up: Int, rank: Int, sums: Int, start: Vector) -> Vector
 
 
 def _add_up(code: Code, a: _Arguments) -> None:
-    """Add up · (down · x) to the result, shared among the threads by part and panel."""
+    """Add up · (down · x) to the result. The threads share the work by part and panel."""
     with code.work_items(a.block, a.num_parts * a.runs) as item:
         part, run = item // a.runs, item % a.runs
         place = a.parts + part * _PART
@@ -166,7 +166,10 @@ def _add_up(code: Code, a: _Arguments) -> None:
 
 
 def _gate(code: Code, a: _Arguments) -> None:
-    """Write silu(gate) * up of all rows, after adding up · (down · x) to both, shared among the threads by panel."""
+    """Write silu(gate) * up of all rows, after adding the adapters' products to both.
+
+    Threads share the work by panel.
+    """
     count = a.num_outputs // (2 * PANEL)
     num_runs = a.runs.minimum(count)
     with code.work_items(a.block, num_runs) as run:

@@ -19,10 +19,10 @@ GROUP = 32  # weights of a group
 _HALF_GROUP = 16
 _PANEL = 16  # outputs of a panel
 _LINE_BYTES = 64  # a cache line, and a row of a transposed tile
-_MAGIC = 12582912.0  # 1.5 * 2**23: a sum with it has the nearest integer in its low bits
+_MAGIC = 12582912.0  # adding 1.5 * 2**23 rounds to an integer and leaves it in the low bits
 _TINY = 1.1754943508222875e-38  # the smallest normal float32
 
-Decode = Callable[[Code, Int], Items[Vector]]  # decodes the block at an address, to 16 float32 each
+Decode = Callable[[Code, Int], Items[Vector]]  # decodes the block at an address to vectors of 16 float32
 
 
 def _number(code: Code, address: Int) -> Vector:
@@ -61,7 +61,10 @@ def _byte(code: Code, address: Int) -> Vector:
 
 
 def k_factors(code: Code, block: Int, group: int) -> tuple[Vector, Vector]:
-    """Return scale and minimum (to be subtracted) of one of 8 groups, in every lane. The 16 numbers fill 12 bytes."""
+    """Return the scale and the minimum (to be subtracted) of one of 8 groups, in every lane.
+
+    The 8 scales and 8 minima are stored with 6 bits each, in 12 bytes. They are multiplied by the block's two float16.
+    """
     first, second = (_byte(code, block + (4 + group % 4 + 4 * part)) for part in (0, 1))
     if group < 4:
         scale, minimum = first & 63, second & 63
@@ -129,7 +132,10 @@ class Rows:
 
     @contextmanager
     def each_output(self, panel: Int) -> Iterator[tuple[Int, Int]]:
-        """Emit a loop over a panel's outputs, without padding: the number from 0 in the panel, and the row's address."""
+        """Emit a loop over a panel's outputs, without padding.
+
+        Yields the output's index in the panel, and its row's address.
+        """
         code = self._code
         with code.loop(0, _PANEL) as output:
             row = code.load_int64(self.addresses + (panel * _PANEL + output) * 8)
@@ -185,7 +191,8 @@ def make_int8(name: str, is_like_bitsandbytes: bool) -> Emit:
 
     Args:
         name: A key of FORMATS.
-        is_like_bitsandbytes: Weights are rounded to float16 first, and multiplied by the inverse of their scale.
+        is_like_bitsandbytes: True to round weights to float16 first, and to multiply them by the inverse of their scale
+            instead of dividing them.
     """
 
     def stored_int8(code: Code, block: Int) -> None:

@@ -1,7 +1,8 @@
-"""Copies 4-bit weights of GGUF files into the layout of the int4 kernels, without a loss.
+"""Copies 4-bit weights of GGUF files into the layout of the int4 kernels.
 
-Codes, scales and minima stay as they are; only their order changes. A panel has a record for each group of 32 inputs:
-16 scales and 16 minima in float16, then the codes of its 16 outputs (see linear/int4.py). The argument block is that of
+Codes stay as they are; only their order changes. Each group of weights gets one scale and one minimum in float16. For
+q4_k, both are products of stored numbers, rounded to float16. A panel has a record for each group of 32 inputs: 16
+scales and 16 minima, then the codes of its 16 outputs (see linear/int4.py). The argument block is that of
 linear/stored.py.
 """
 

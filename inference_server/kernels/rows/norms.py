@@ -1,4 +1,4 @@
-"""The kernels for the RMS norm of rows of activations, alone and after the addition of another row.
+"""Emits the kernels for the RMS norm of rows of activations, on its own or after adding another row to each row.
 
 A row is a work item: each thread takes the next row until none is left. The argument block is described in
 jit/arguments.py.
@@ -31,7 +31,7 @@ def _square_sum(code: Code, row: Int, width: Int, is_bf16: bool) -> Float:
 
 
 def normalise(code: Code, source: Int, weight: Int, target: Int, width: Int, eps: Float, is_bf16: bool) -> None:
-    """Write one row's RMS norm times `weight`. The norm is rounded to the row's dtype before the multiplication.
+    """Write one row's normalised values times `weight`. They are rounded to the row's dtype before the multiplication.
 
     `target` may be `source`.
     """
@@ -60,7 +60,7 @@ def make_rms_norm(is_bf16: bool) -> Emit:
 
 
 def make_add_rms_norm(is_bf16: bool) -> Emit:
-    """Return the function that emits `add_rms_norm`, which adds delta times a factor to x and writes the sum's norm.
+    """Return the function that emits `add_rms_norm`: x += factor * delta in place, then out = the norm of x.
 
     `is_bf16`: True if x, delta, weight and out are bfloat16, False for float32.
     """

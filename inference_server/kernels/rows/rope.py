@@ -1,6 +1,6 @@
-"""The kernels that rotate queries and keys by their positions, and write keys and values into the KV cache.
+"""Emits the kernels that rotate queries and keys by their positions, and write keys and values into the KV cache.
 
-One of them first normalises every query and key head.
+The kernel `norm_rope_and_write` first normalises every query and key head.
 
 A row is a work item: each thread takes the next row until none is left. The argument block is described in
 jit/arguments.py.
@@ -26,7 +26,10 @@ class _Angles:
 
 
 def _pieces(code: Code, count: Int) -> Iterator[tuple[Int, Int, int]]:
-    """Divide `count` values into vectors of 16 and single values: start, stop and lanes of each kind."""
+    """Divide `count` values into vectors of 16 and a rest of single values.
+
+    Yields start, stop and lanes of both parts.
+    """
     whole = count - count % LANES
     yield code.integer(0), whole, LANES
     yield whole, count, 1

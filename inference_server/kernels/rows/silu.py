@@ -1,4 +1,4 @@
-"""Computes the gate of a gated MLP: silu(gate) * up, where silu(x) = x * sigmoid(x)."""
+"""Computes the activation of a gated MLP: silu(gate) * up, where silu(x) = x * sigmoid(x)."""
 
 from inference_server.kernels.emit.code import Code
 from inference_server.kernels.emit.elements import element_bytes, exp, load, rounded, store
@@ -16,9 +16,9 @@ def gated(code: Code, gate: Vector, up: Vector, is_bf16: bool) -> Vector:
 
 
 def gate_rows(code: Code, values: Int, out: Int, out_bytes: Int, count: "Int | int", is_bf16: bool) -> None:
-    """Gate `count` rows of 16 gate outputs and their 16 up outputs, float32, 128 bytes apart.
+    """Compute silu(gate) * up for `count` rows, each with 16 gate outputs, then 16 up outputs, float32.
 
-    Writes 16 results for each row, bfloat16 or float32, to rows that are `out_bytes` apart.
+    Writes 16 results for each row, bfloat16 or float32. Input rows are 128 bytes apart, and result rows `out_bytes`.
     """
     with code.loop(0, count) as row:
         place = values + row * 128

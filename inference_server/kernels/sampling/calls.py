@@ -16,7 +16,7 @@ from inference_server.kernels.sampling.record import BLOCK, LARGEST, RECORD_WORD
 _RECORD = Struct("9q4dQq2d5q")  # the words of a record, see record.py
 _BLOCK = Struct(f"7q{BLOCK_BYTES - 56}x")
 _PICOSECONDS_PER_LOGIT = 300  # approximate time on one thread
-_ENOUGH_NS = 50_000  # time on one thread for which another thread is added
+_ENOUGH_NS = 50_000  # one more thread is used for each such duration on one thread
 
 
 class Edits(NamedTuple):
@@ -25,12 +25,13 @@ class Edits(NamedTuple):
     Attributes:
         tokens: Address of the distinct tokens of prompt and reply, int32 of shape (num_tokens,).
         counts: Address of the number of occurrences of each in the reply, float32 of the same shape.
-        unchanged: Address to which the kernel copies their logits before it changes them, float32 of the same shape.
+        unchanged: Address to which the kernel copies the logits of these tokens before it changes them, float32 of the
+            same shape.
         num_tokens: Number of these tokens; 0 for no penalties.
         allowed: Address of the mask of allowed tokens, uint8 of shape (vocab_size,); 0 to allow all tokens.
         biased: Address of the tokens to whose logits a bias is added, int32 of shape (num_biased,); 0 for none.
         biases: Address of the numbers to add, float32 of shape (num_biased,).
-        num_biased: Number of these tokens.
+        num_biased: Number of tokens with a bias.
         repetition: The repetition penalty, above 0.
         frequency: The frequency penalty.
         presence: The presence penalty.
@@ -53,10 +54,10 @@ class Draw(NamedTuple):
     """Parameters with which the kernel samples a row.
 
     Attributes:
-        temperature: 0 for the largest logit.
+        temperature: Temperature; 0 selects the token with the largest logit.
         key: 64 bits for the noise.
-        top_k: 0 for no limit.
-        top_p: At least 1 for no limit.
+        top_k: Number of likeliest tokens that are kept; 0 for no limit.
+        top_p: Share of the mass that is kept; 1 or more for no limit.
         depth: The smallest kept logit minus the largest logit, at most 0; -infinity for no limit.
     """
 
@@ -73,7 +74,7 @@ class Results(NamedTuple):
     Attributes:
         tokens: Sampled token ids, or -1 if rounding could change the token.
         largest: Largest logits after the edits; NaN if a logit is NaN.
-        totals: Sums of exp(logit - largest) over all tokens, of rows with a list of likeliest tokens.
+        totals: Sums of exp(logit - largest) over all tokens; undefined for rows without log probabilities.
     """
 
     tokens: list[int]
@@ -95,11 +96,11 @@ def row_record(logits: int, edits: Edits, draw: Draw, top: int = 0, top_size: in
     """Return the record of a row.
 
     Args:
-        logits: Address of its logits, float32.
+        logits: Address of the row's logits, float32.
         edits: Changes of the logits, applied in place.
         draw: Parameters of the sampling.
-        top: Address of `top_size` entries for the likeliest tokens, each a logit, float32, and a token id, int32: -1 where
-            no finite logit is left. 0 without log probabilities.
+        top: Address of `top_size` entries for the likeliest tokens; 0 without log probabilities. An entry is a logit,
+            float32, and a token id, int32, which is -1 if no finite logit is left.
         top_size: Number of entries.
     """
     return _RECORD.pack(logits, *edits, *draw, top, top_size, 0, 0, 0)
@@ -112,7 +113,7 @@ def sample_rows(function: Kernel, records: Items[bytes], vocab_size: int, hashes
         function: From `sampling_kernel`.
         records: From `row_record`.
         vocab_size: Number of logits of a row, at least 64.
-        hashes: int32 of shape (2, vocab_size).
+        hashes: Hashes of the token ids (gumbel.token_hashes), int32 of shape (2, vocab_size).
     """
     words = np.frombuffer(bytearray(b"".join(records)), np.int64).reshape(-1, RECORD_WORDS)
     block = _BLOCK.pack(0, 0, 0, words.ctypes.data, len(records), vocab_size, hashes.data_ptr())

@@ -1,7 +1,9 @@
-"""Part of the sampling kernel that finds the token with the largest sum of logit and temperature * Gumbel noise.
+"""Emits the part of the sampling kernel that finds the token with the largest sum of logit and scaled Gumbel noise.
+
+The noise is multiplied by the temperature.
 
 The noise is that of the engine's gumbel.py: a hash of the row's key and the token id. The exact noise needs two logarithms.
-An upper bound on the noise needs none: u > f / 2**31, where f is the hash shifted right by one, and the bits of f as
+An upper bound on the noise needs none. Let f be the hash shifted right by one. Then u > f / 2**31, and the bits of f as
 float32 are at most 2**23 * (log2(f) + 127). Only tokens whose bound exceeds the best score are computed exactly.
 """
 
@@ -34,9 +36,10 @@ _OFFSET = math.log(2) * (127 + 31) + 1e-4
 
 
 def draw(scan: Scan) -> None:
-    """Sample among the tokens before LIMIT_TOKEN. Writes BEST_TOKEN, its score BEST, and the next score SECOND.
+    """Sample among the tokens before LIMIT_TOKEN. Writes BEST_TOKEN, its score BEST, and SECOND.
 
-    BEST is -infinity if there is no token to sample.
+    SECOND is the second-largest score if it is nearly as large as BEST, otherwise a smaller number. BEST is -infinity
+    if there is no token to sample.
     """
     code, logits = scan.code, scan.word(LOGITS)
     temperature, limit = scan.number(TEMPERATURE), scan.float_at(LIMIT).splat(LANES)
@@ -82,7 +85,7 @@ def _hashes(scan: Scan, first: Int, key: tuple[Vector, Vector]) -> Vector:
 
 
 def _draw_exactly(code: Code, record: Int, state: Int, tables: Int, vocab_size: Int, first: Int, start: Int) -> None:
-    """Compare the exact scores of a block's tokens from token `start` on with the best ones."""
+    """Compare the exact scores of a block's tokens, from token `start` on, with the best scores so far."""
     scan = Scan(code, record, state, tables, vocab_size)
     scores = code.stack(4 * LANES)
     logits, temperature, key = scan.word(LOGITS), scan.number(TEMPERATURE), _key(scan)

@@ -1,4 +1,4 @@
-"""Part of the sampling kernel that changes a row's logits: bias, penalties, and tokens that a grammar does not allow.
+"""Emits the part of the sampling kernel that changes logits: bias, penalties, and tokens that a grammar does not allow.
 
 Computes the same bits as the engine's torch version, with the same operations in the same order.
 """
@@ -21,7 +21,7 @@ from inference_server.kernels.sampling.record import (
 )
 from inference_server.kernels.sampling.scan import INFINITY, Scan
 
-_LARGEST_LOGIT = 1e30  # finite after a division by any temperature
+_LARGEST_LOGIT = 1e30  # logits up to this limit stay finite after a division by any temperature
 _FORBIDDEN = 1e38  # subtracted from the logit of a token that must not be sampled
 
 
@@ -70,7 +70,7 @@ def forbid(scan: Scan) -> None:
 
 
 def _replace(scan: Scan, old: Vector, new: Vector, logits: Int, token: Int, start: Int | None) -> None:
-    """Store the new logits of the tokens that no other block has changed."""
+    """Store the new logits of 16 tokens. With `start`, leaves the tokens before it, which another block has changed."""
     if start is not None:
         new = scan.lanes_from(token, start).select(new, old)
     scan.code.store(new, logits + token * 4, 4)

@@ -1,4 +1,4 @@
-"""Parts of the sampling kernel that read a row's logits: the largest one, and the list of the likeliest tokens."""
+"""Emits the parts of the sampling kernel that find a row's largest logit, and list its likeliest tokens."""
 
 from inference_server.kernels.emit.types import INT32
 from inference_server.kernels.emit.values import Condition, Int, Vector
@@ -9,7 +9,7 @@ _ENTRY = 8  # bytes of an entry of the list: the logit, float32, and the token, 
 
 
 def find_largest(scan: Scan) -> None:
-    """Write the largest logit to PEAK, NaN if any logit is NaN, and its token, the first of equals, to BEST_TOKEN."""
+    """Write the largest logit to PEAK, or NaN if any logit is NaN, and its first token to BEST_TOKEN."""
     code, logits = scan.code, scan.word(LOGITS)
     largest, nan = code.variable(code.number(-INFINITY)), code.variable(code.number(0.0))
     largest_block = code.variable(code.integer(0))

@@ -1,4 +1,4 @@
-"""Parts of the sampling kernel for top_k, min_p and top_p.
+"""Emits the parts of the sampling kernel for top_k, min_p and top_p.
 
 top_k becomes a limit: the first token, in the order of `Scan.is_before`, that is excluded. The kernel finds its logit by
 bisection, between the smallest and the largest possible one. min_p is a limit too: the smallest logit that is kept.
@@ -58,7 +58,7 @@ def apply_top_p(scan: Scan) -> None:
 
 
 def weigh(scan: Scan) -> None:
-    """Write MASS and MASS_BEFORE. Sums of 4 weights are float32, the sums of those are float64."""
+    """Write MASS and MASS_BEFORE. Groups of 4 weights are added in float32, and the groups' sums in float64."""
     code, logits = scan.code, scan.word(LOGITS)
     peak, factor = scan.float_at(PEAK).splat(LANES), scan.float_at(FACTOR).splat(LANES)
     best_token = scan.token_at(BEST_TOKEN)
@@ -87,7 +87,7 @@ def weigh(scan: Scan) -> None:
 
 
 def limit_min_p(scan: Scan) -> None:
-    """Set the limit after the last token that min_p keeps, unless the present limit is stricter."""
+    """Set the limit after the last token that min_p keeps, unless the current limit is stricter."""
     least = scan.float_at(PEAK) + scan.number(DEPTH)
     with scan.code.when(least > scan.float_at(LIMIT)):
         scan.set(LIMIT, least)

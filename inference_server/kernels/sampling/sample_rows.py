@@ -1,4 +1,4 @@
-"""The kernel `sample_rows`: samples one token for each row of logits. Work items are rows.
+"""Emits the kernel `sample_rows`, which samples one token for each row of logits. Work items are rows.
 
 The argument block (int64 words):
 
@@ -8,7 +8,7 @@ The argument block (int64 words):
 - word 5: number of tokens, at least 64
 - word 6: hashes of the tokens, (2, tokens) int32
 
-A row whose token depends on rounding has the result UNDECIDED: two scores are nearly equal, or the mass before the
+A row whose token depends on rounding has the result UNDECIDED. Two scores are then nearly equal, or the mass before the
 sampled token is nearly top_p. The caller then samples this row with torch. So the tokens are those of torch's version
 on every instruction set.
 """
@@ -51,7 +51,7 @@ from inference_server.kernels.sampling.scan import (
 
 
 def make_sample_rows() -> Emit:
-    """Return the function that emits the kernel."""
+    """Return the function that emits the kernel `sample_rows`."""
 
     def sample_rows(code: Code, block: Int) -> None:
         state = code.stack(STATE_BYTES)

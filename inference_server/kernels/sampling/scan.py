@@ -1,7 +1,7 @@
-"""The data of one row, and the loop over its logits, which the parts of the sampling kernel share.
+"""Defines the data of one row and the loop over its logits, which the parts of the sampling kernel share.
 
-record.py describes the words of a row's record. While a thread works on a row, its intermediate results are in a
-state on the thread's stack.
+record.py describes the words of a row's record. While a thread works on a row, the intermediate results are in memory
+on the thread's stack, the row's state.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ Joined = TypeVar("Joined", Condition, Vector)
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """Addresses, and the size of the vocabulary, which every part of the kernel receives.
+    """The addresses and the vocabulary size that every part of the kernel receives.
 
     Attributes:
         code: The function to append to.
@@ -113,12 +113,12 @@ class Scan:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """A token in the order of tokens.
+    """A token with which `Scan.is_before` compares other tokens.
 
     Attributes:
-        logit: Its logit, in every lane.
-        below: The next smaller float32.
-        token: Its id.
+        logit: The token's logit, in every lane.
+        below: The largest float32 below the logit, in every lane.
+        token: The token's id.
     """
 
     logit: Vector
@@ -140,6 +140,6 @@ def from_ordinal(value: Int) -> Float:
 
 
 def paired(values: Items[Joined], join: Callable[[Joined, Joined], Joined]) -> Joined:
-    """Join the four values of a block as a binary tree. The CPU can compute its halves at the same time."""
+    """Join the four values of a block as a binary tree, whose halves the CPU can compute at the same time."""
     first, second, third, fourth = values
     return join(join(first, second), join(third, fourth))

@@ -14,13 +14,13 @@ Metadata = Iterable[tuple[str, str | bytes]]
 
 
 class RunTrace:
-    """The trace of a run. This class records nothing."""
+    """The trace of a run. This class records nothing; subclasses override its methods."""
 
     def accepted(self) -> None:
         """Record that the request waits for a slot from now on."""
 
     def observe(self, events: AsyncIterable[Event]) -> AsyncIterable[Event]:
-        """Return the reply's events unchanged, and record them when they are iterated."""
+        """Return the reply's events unchanged, and record each one when it is read."""
         return events
 
     def finish(self, outcome: str) -> None:
@@ -28,7 +28,7 @@ class RunTrace:
 
 
 class EmbedTrace:
-    """The trace of an embedding request. This class records nothing."""
+    """The trace of an embedding request. This class records nothing; subclasses override its methods."""
 
     def accepted(self) -> None:
         """Record that the engine accepted the request, which now waits for a batch."""

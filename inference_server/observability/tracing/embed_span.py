@@ -17,14 +17,21 @@ _CODES = {_COMPLETED: "OK", "cancelled": "CANCELLED"} | {
     error.reason: error.grpc_code for error in TailraceError.__subclasses__()
 }
 _W3C = TraceContextTextMapPropagator()
-_MAX_TEXT = 256  # the request is recorded before it is validated
+_MAX_TEXT = 256  # longest model name in attributes: the request is recorded before it is validated
 
 
 class EmbedSpan(EmbedTrace):
     """The trace of an embedding request as OpenTelemetry spans."""
 
     def __init__(self, tracer: Tracer, request: EmbedRequest, request_id: str, metadata: Metadata) -> None:
-        """Start the span. `metadata`: metadata of the call, with the W3C context of the client's trace if there is one."""
+        """Start the span of an embedding request.
+
+        Args:
+            tracer: Creates the spans.
+            request: The request, which is not validated yet.
+            request_id: Its id.
+            metadata: Metadata of the call, with the W3C context of the client's trace if there is one.
+        """
         self._tracer = tracer
         self._began = time.monotonic()
         self._epoch = time.time_ns() - int(self._began * 1e9)
@@ -54,7 +61,7 @@ class EmbedSpan(EmbedTrace):
 
     @property
     def is_recording(self) -> bool:
-        """True unless the client's trace is not sampled."""
+        """True if the span is sampled, as the client's trace or the OTEL_* variables determine."""
         return self._span.is_recording()
 
     def accepted(self) -> None:

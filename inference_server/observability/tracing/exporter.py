@@ -34,12 +34,12 @@ class OtlpTracing(NullTracing):
         self._embed_trace = partial(EmbedSpan, self._sender.tracer)
 
     def run(self, request: RunRequest, request_id: str, metadata: Metadata) -> RunTrace:
-        """Return a trace for one run; it does nothing if the caller's trace is not sampled."""
+        """Return a trace for one run; it does nothing if the run is not sampled."""
         trace = self._trace(request, request_id, metadata)
         return trace if trace.is_recording else super().run(request, request_id, metadata)
 
     def embed(self, request: EmbedRequest, request_id: str, metadata: Metadata) -> EmbedTrace:
-        """Return a trace for one embedding request; it does nothing if the caller's trace is not sampled."""
+        """Return a trace for one embedding request; it does nothing if the request is not sampled."""
         trace = self._embed_trace(request, request_id, metadata)
         return trace if trace.is_recording else super().embed(request, request_id, metadata)
 

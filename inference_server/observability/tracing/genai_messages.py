@@ -1,4 +1,4 @@
-"""Converts prompts and replies to GenAI messages: JSON text for spans, recorded only on request.
+"""Converts prompts and replies to GenAI messages: JSON text for spans, recorded only if an OTEL_* variable enables it.
 
 Schemas: gen-ai-input-messages.json and gen-ai-output-messages.json of semantic-conventions-genai.
 """

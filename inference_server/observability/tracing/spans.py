@@ -32,7 +32,7 @@ _MAX_INT = 2**63 - 1
 
 
 class SpanTrace(RunTrace):
-    """The trace of a run as OpenTelemetry spans. Spans get the times of time.monotonic() as nanoseconds since 1970."""
+    """The trace of a run as OpenTelemetry spans. Times of time.monotonic() are converted to nanoseconds since 1970."""
 
     def __init__(
         self, tracer: Tracer, request: RunRequest, request_id: str, metadata: Metadata, *, has_text: bool
@@ -73,7 +73,7 @@ class SpanTrace(RunTrace):
 
     @property
     def is_recording(self) -> bool:
-        """True unless the client's trace is not sampled."""
+        """True if the span is sampled, as the client's trace or the OTEL_* variables determine."""
         return self._span.is_recording()
 
     def accepted(self) -> None:
@@ -189,5 +189,5 @@ def _request_attributes(request: RunRequest) -> dict[str, Any]:
 
 
 def _rounded(value: float) -> float:
-    """Return the value without the digits that appear when a 32-bit float becomes 64 bits wide: 0.7, not 0.699999988."""
+    """Return a value without the digits that appear when a 32-bit float is widened to 64 bits: 0.7, not 0.699999988."""
     return value if isinstance(value, int) else round(value, 6)

@@ -1,7 +1,8 @@
 """Chooses the variables of a chat template: the client's own, and those for the amount of thinking.
 
 Each template has its own name for the switch that controls thinking (enable_thinking, thinking, …), and some accept an
-effort. So `find_switches` renders a prompt with each candidate that the template reads, and keeps those with an effect.
+effort. So `find_switches` renders a prompt with each candidate that the template reads. It keeps the switches that have
+an effect, and the efforts that the template accepts.
 """
 
 import json
@@ -45,7 +46,7 @@ Render = Callable[[Mapping[str, Any]], str | None]
 
 
 def is_reserved(name: str) -> bool:
-    """Return True for a variable that a client must not set: an input, a name of Jinja, or the text of a control token."""
+    """Return True for a variable that a client must not set: an input, a name of Jinja, or a control token's text."""
     return name in _RESERVED or name.endswith("_token")
 
 
@@ -61,8 +62,8 @@ class Switches:
     """The variables for thinking that a template reads.
 
     Attributes:
-        values: The two values that switch thinking off and on, by the variable's name.
-        efforts: The value that the template accepts for each effort, by the variable's name.
+        values: The two values that switch thinking off and on, by the variable's name. None: the variable stays unset.
+        efforts: The value that the template accepts for each of EFFORTS, by the variable's name.
     """
 
     values: Mapping[str, tuple[Any, Any]]
@@ -73,7 +74,7 @@ class Switches:
 
         Args:
             effort: One of EFFORTS, or empty for the template's default.
-            given: The client's own variables, which replace the others.
+            given: The client's own variables, which take precedence.
         """
         if not effort:
             return dict(given)
@@ -93,7 +94,7 @@ class Switches:
 
 
 def find_switches(render: Render, variables: frozenset[str], *, efforts: tuple[str, ...] = EFFORTS) -> Switches:
-    """Return the switches that have an effect on a template.
+    """Return the switches that have an effect on a template, and the efforts that it accepts.
 
     Args:
         render: Renders a short conversation.
@@ -116,7 +117,10 @@ def find_switches(render: Render, variables: frozenset[str], *, efforts: tuple[s
 
 
 def _nearest(effort: str, known: list[str]) -> str:
-    """Return the nearest known effort, or the smaller of two. "none" replaces another effort only if no other is known."""
+    """Return the nearest known effort, or the smaller one of two.
+
+    "none" replaces another effort only if no other effort is known.
+    """
     thinking = [one for one in known if one != "none"] or known
     place = EFFORTS.index(effort)
     among = known if effort in known else thinking

@@ -16,9 +16,9 @@ _FITTING = re.compile(rf"[a-zA-Z0-9]{{{_LENGTH}}}")
 def with_short_ids(turns: Items[Turn]) -> list[Turn]:
     """Return turns in which every call and its result have the same short id.
 
-    An id that already has the form is kept. The other short ids depend on the given id alone. So a longer conversation keeps
-    the ids of its beginning, and its tokens are found in the prefix cache. A call without an id gets one from its position.
-    A result without an id belongs to the first call without a result in the last turn with calls.
+    An id that already has the form is kept. The other short ids depend on the given id alone. So a longer conversation
+    keeps the ids of its beginning, and its tokens are found in the prefix cache. A call without an id gets one from its
+    position. A result without an id belongs to the first call without a result in the last turn with calls.
     """
     taken: dict[str, str] = {}  # given id by short id
     unanswered: list[str] = []

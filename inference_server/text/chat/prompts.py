@@ -1,4 +1,4 @@
-"""Prepares the inputs of a model's chat template: turns that fit it, tools, variables, and the state of the thoughts."""
+"""Prepares and renders the inputs of a model's chat template, and determines the state of the thoughts in a prompt."""
 
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Items
@@ -14,9 +14,9 @@ from inference_server.text.chat.turns import MESSAGE_NAMES, Turn, as_plain_text,
 from inference_server.text.reasoning.formats import ReasoningFormat
 from inference_server.text.tool_formats import Tool
 
-# Thoughts at the beginning of a reply. "none": the text is not searched for thoughts. "possible": the reply may begin with
-# thoughts. "open": the prompt has begun them. "continued": the prompt ends within thoughts that the client sent. "off": no
-# thoughts should follow, but a model may write them nevertheless.
+# Thoughts at the beginning of a reply. "none": the text is not searched for thoughts. "possible": the reply may begin
+# with thoughts. "open": the prompt has begun them. "continued": the prompt ends within thoughts that the client sent.
+# "off": no thoughts should follow, but a model may write them nevertheless.
 ThoughtState = Literal["none", "possible", "open", "continued", "off"]
 
 _USUAL_ROLES = frozenset(("system", "user", "assistant", "tool"))
@@ -32,7 +32,7 @@ class ChatOptions:
         arguments: Variables for the chat template.
         effort: Amount of thinking, one of chat.arguments.EFFORTS; empty: the template's default.
         continue_final_turn: True if the reply continues the last turn, which is an assistant's.
-        omit_generation_prompt: True if the prompt ends with the last turn.
+        omit_generation_prompt: True if the prompt ends after the last turn, without the beginning of a reply.
     """
 
     arguments: Mapping[str, Any] = field(default_factory=dict)

@@ -50,8 +50,8 @@ _S, _T, _U, _V = Turn("system", "QZS"), Turn("system", "QZT"), Turn("user", "QZU
 _A, _B = Turn("assistant", "QZA"), Turn("assistant", "QZB")
 _CALL, _RESULT = Turn("assistant", "", _CALLS), Turn("tool", "QZR", tool_call_id="call_abc123def456", name="probe")
 
-# Each rule has a conversation and the texts that its prompt must contain. A rule is kept if the texts appear only with the
-# rule. Later conversations are rendered with the rules found before.
+# Each rule has a conversation and the texts that its prompt must contain. A rule is kept if the texts appear only with
+# the rule. Later conversations are rendered with the rules found before.
 _PROBES: tuple[tuple[str, tuple[Turn, ...], tuple[str, ...]], ...] = (
     ("merges_users", (_U, _V), ("QZU", "QZW")),
     ("has_no_system", (_S, _U, _A, _V), ("QZS", "QZU", "QZA", "QZW")),
@@ -72,8 +72,8 @@ def find_rules(shows: Callable[[Items[Turn], Items[str], RoleRules], bool], *, s
     """Return the rules that a chat template needs.
 
     Args:
-        shows: Function of turns, texts and rules. It renders the turns by the rules, and returns True if the result contains
-            all of the texts.
+        shows: Function of turns, texts and rules. It renders the turns by the rules, and returns True if the result
+            contains all of the texts.
         supports_tools: True if the template describes tools.
     """
     rules = RoleRules()

@@ -36,7 +36,7 @@ class Turn:
 
 
 def merged(turns: Items[Turn]) -> Turn:
-    """Return one turn with the texts and calls of turns of the same role, at least one."""
+    """Merge turns of the same role into one turn with all texts and calls. `turns`: at least one turn."""
     return replace(
         turns[0],
         content="\n\n".join(turn.content for turn in turns if turn.content),

@@ -14,7 +14,7 @@ from inference_server.generation import Constraint, Grammar
 from inference_server.text.detokenizer import overlap
 from inference_server.text.reasoning.formats import ReasoningFormat
 
-# White space that models put between thoughts and reply, and the largest number of such tokens.
+# Tokens of white space that models put between thoughts and reply, and the largest number of these tokens.
 _GAPS = (b" ", b"\n", b"\n\n")
 _MAX_GAPS = 3
 _Mask = NDArray[np.uint8]
@@ -32,7 +32,8 @@ class ThoughtTokens:
             reasoning: Format of the thoughts.
             token_text: Function from a token's id to its bytes, including those of control tokens that are markers.
             vocab_size: Logits per position.
-            end_ids: Tokens that end a reply. They are not allowed within thoughts, because the constrained text follows.
+            end_ids: Tokens that end a reply. They are not allowed within thoughts, because the constrained text must
+                still follow.
         """
         self.start, self.end = reasoning.start.encode(), reasoning.end.encode()
         self.token_text = token_text
@@ -90,7 +91,10 @@ class ThoughtTokens:
         return np.zeros(self._vocab_size, dtype=np.uint8)
 
     def _forbid_crossing(self, mask: _Mask, rest: bytes) -> None:
-        """Forbid tokens in which more than white space follows the end marker's `rest`, because it would be unconstrained."""
+        """Forbid tokens in which text follows the end marker's `rest`: this text would be unconstrained.
+
+        White space may follow.
+        """
         for text, token_id in self._crossing:
             at = text.find(rest) if rest == self.end else (0 if text.startswith(rest) else -1)
             if at >= 0 and text[at + len(rest) :].strip():

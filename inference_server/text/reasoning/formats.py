@@ -16,7 +16,7 @@ class ReasoningFormat:
 
     Attributes:
         start: The text that begins the thoughts.
-        end: The text that ends them; the reply follows.
+        end: The text that ends the thoughts; the reply follows.
         has_channels: True for harmony, whose replies are several messages.
     """
 
@@ -39,7 +39,7 @@ FORMATS: Mapping[FormatName, ReasoningFormat] = {
     "think": ReasoningFormat("<think>", "</think>"),
     # Magistral and later models of Mistral.
     "mistral": ReasoningFormat("[THINK]", "[/THINK]"),
-    # Seed-OSS, Kimi-VL, MiniMax-M3, Command A Reasoning, Gemma 4.
+    # In this order: Seed-OSS, Kimi-VL, MiniMax-M3, Command A Reasoning, Gemma 4.
     "seed": ReasoningFormat("<seed:think>", "</seed:think>"),
     "kimi": ReasoningFormat("◁think▷", "◁/think▷"),
     "minimax": ReasoningFormat("<mm:think>", "</mm:think>"),
@@ -49,7 +49,8 @@ FORMATS: Mapping[FormatName, ReasoningFormat] = {
     "harmony": ReasoningFormat("<|channel|>analysis<|message|>", "<|channel|>final<|message|>", has_channels=True),
 }
 
-# Text of a chat template that shows its format. The first match counts: a template may mention <think> only to remove it.
+# Texts by which a chat template's format is recognised. The first match counts: a template may mention <think> only to
+# remove it.
 _SIGNS: tuple[tuple[str, FormatName], ...] = (
     ("<|channel|>", "harmony"),
     ("<|channel>", "gemma"),

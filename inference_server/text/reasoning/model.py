@@ -1,4 +1,4 @@
-"""Handles the thoughts of one model's replies: text streams that separate them, and constraints that apply after them."""
+"""Creates text streams that separate a reply's thoughts, and constraints that apply after the thoughts."""
 
 import re
 from collections.abc import Callable, Set
@@ -31,7 +31,7 @@ class ModelThoughts:
 
         Args:
             reasoning: Format of the thoughts.
-            decoder: The model's decoder.
+            decoder: The model's token decoder.
             literal: Function that turns text into a term of a Lark grammar (Grammars.literal).
             vocab_size: Logits per position.
             end_ids: Tokens that end a reply.

@@ -1,7 +1,7 @@
 """Splits a reply's text into thoughts and content, incrementally.
 
-The result does not depend on the lengths of the deltas. White space around the thoughts belongs neither to them nor to the
-content after them. Does not depend on a tokenizer, an engine or gRPC.
+The result does not depend on the lengths of the deltas. White space around the thoughts is part neither of the thoughts
+nor of the content after them. Does not depend on a tokenizer, an engine or gRPC.
 """
 
 import json
@@ -43,7 +43,8 @@ def thought_parser(reasoning: ReasoningFormat, *, is_open: bool, is_continued: b
     Args:
         reasoning: Format of the thoughts.
         is_open: True if the prompt has begun the thoughts.
-        is_continued: True if thoughts of the prompt are continued, so that white space at the beginning belongs to them.
+        is_continued: True if the reply continues thoughts in the prompt. White space at the beginning then belongs to
+            the thoughts.
     """
     if reasoning.has_channels:
         return ChannelParser(is_continued=is_continued)
@@ -57,7 +58,7 @@ class MarkerParser:
         """Create a parser; for the arguments see `thought_parser`."""
         self._start, self._end = reasoning.start, reasoning.end
         self.phase: Phase = "thinking" if is_open else "undecided"
-        self._has_thoughts = is_continued  # white space before the first thought is dropped
+        self._has_thoughts = is_continued  # while False, white space is dropped
         self._held = ""
 
     @property
@@ -106,7 +107,7 @@ class MarkerParser:
         return held
 
     def _thought(self, held: str) -> tuple[str, str]:
-        """Return the thoughts that are final, and the text after the end marker if that is complete."""
+        """Return the thoughts that are final, and the text after the end marker, if the marker is complete."""
         if not self._has_thoughts:
             held = held.lstrip()
             # Some models repeat the marker that the prompt ended with.
@@ -133,7 +134,7 @@ class ChannelParser:
     """
 
     def __init__(self, *, is_continued: bool = False) -> None:
-        """Create a parser for a new reply. It begins within a header, or within thoughts if they are continued."""
+        """Create a parser for a new reply. The reply begins within a header, or within thoughts if `is_continued`."""
         self._held = ""
         self._body: Literal["thoughts", "content", "call"] | None = None  # None: within a header
         self._call = ""

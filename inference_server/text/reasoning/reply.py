@@ -1,8 +1,7 @@
 """The text stream of a reasoning model's reply: thoughts without their markers, then content with stop strings applied.
 
-The engine handles thoughts and content as one text. `ThoughtfulReplyText.changes` contains the positions at which
-thoughts change to content or back, and `with_thoughts` divides the deltas there. So the engine's events need only one
-text.
+The engine handles thoughts and content as one text, so that its deltas need only one. `ThoughtfulReplyText.changes`
+contains the positions at which thoughts change to content or back. `with_thoughts` divides the deltas there.
 """
 
 from collections.abc import AsyncIterator
@@ -18,8 +17,8 @@ class ThoughtfulReplyText:
 
     Attributes:
         changes: Positions in the text, in characters, at which thoughts change to content or back. The text counts as
-            thoughts at first, so the first position is 0 if it begins with content. A position is added before the text
-            from there on is returned, so that another thread can divide the text that it has received.
+            thoughts at first, so the first position is 0 if it begins with content. A position is added before `push`
+            or `finish` returns the text that follows it, so that another thread can divide all text that it receives.
         num_reasoning_tokens: Tokens of the thoughts so far, including their markers.
     """
 
@@ -73,7 +72,10 @@ class ThoughtfulReplyText:
         return last + self._joined([(False, self._stop_strings.finish())], is_checked=True)
 
     def _count(self, was_thinking: bool, pieces: list[Piece]) -> None:
-        """Count the newest token. Tokens before the decision count if thoughts begin."""
+        """Count the newest token if it belongs to thoughts.
+
+        Tokens that were pushed while the parser was undecided are counted if thoughts then begin.
+        """
         phase = self._parser.phase
         if was_thinking or phase == "thinking" or any(is_thought for is_thought, _ in pieces):
             self.num_reasoning_tokens += 1 + self._num_undecided
@@ -84,7 +86,10 @@ class ThoughtfulReplyText:
             self._num_undecided = 0
 
     def _joined(self, pieces: list[Piece], *, is_checked: bool = False) -> str:
-        """Return the pieces' text, and record where the kind changes. `is_checked`: stop strings were applied before."""
+        """Return the pieces' text, and record where the kind changes.
+
+        `is_checked`: True if stop strings were already applied to the pieces.
+        """
         shown = ""
         for is_thought, text in pieces:
             if not is_thought and not is_checked:

@@ -14,8 +14,8 @@ from inference_server.text.tool_formats import MARKERS, Tool, ToolFormat
 from inference_server.text.tools.reading import NAMED_CALLS, TAGGED_CALLS, NamedCall, TaggedCall
 from inference_server.text.tools.values import constants, kinds, property_schemas, required_properties, string_part
 
-# Between the parts of a document a model may write one line end and up to eight spaces. Without a limit, a small model may
-# write white space until max_tokens.
+# Between the parts of a document, a model may write one line end and up to eight spaces. Without a limit, a small model
+# may write white space until max_tokens.
 JSON_OPTIONS = {"whitespace_pattern": r"\n?[ ]{0,8}"}
 # Largest number of calls in one reply. Without a limit, a small model may write calls until max_tokens.
 MAX_CALLS = 8
@@ -136,7 +136,7 @@ class _Builder:
         yield self._arguments(index, tool)
 
     def _named(self, index: int, tool: Tool, call: NamedCall) -> Iterator[str]:
-        # A format's texts may contain several control tokens.
+        # Each text of a format may contain several control tokens, so `_terms` splits it.
         name = f"functions.{tool.name}:" if self._format == "kimi_k2" else tool.name
         begin = "" if self._format == "mistral_args" else self._terms(call.begin)
         number = "/[0-9]{1,3}/" if self._format == "kimi_k2" else ""
@@ -217,7 +217,7 @@ class _Builder:
             rest = " ".join(f'(", " {rule})?' for rule in optional)
             yield f"list_{index}: {needed} {rest}"
             return
-        # A rule for each end of the list keeps the grammar's size linear in the number of arguments.
+        # A rule for each tail of the list keeps the grammar's size linear in the number of arguments.
         for number, rule in enumerate(optional):
             yield f'rest_{index}_{number}: (", " {rule})? rest_{index}_{number + 1}'
         yield f'rest_{index}_{len(optional)}: ""'

@@ -8,10 +8,11 @@ from inference_server.text.tools.call_grammar import ReplyForm, reply_grammar
 
 
 def calls_constraint(grammars: Grammars, tool_format: ToolFormat, form: ReplyForm) -> Constraint | None:
-    """Return the constraint of replies in the given form.
+    """Return the constraint of replies in the given form, or None if it cannot be enforced and free text is allowed.
 
-    Forced calls fit their tools' schemas. If the reply may be something else, a tool's schema that cannot be enforced must
-    not fail the request. The calls may then have any arguments. If that grammar fails too, free text has no constraint.
+    Forced calls fit their tools' schemas. If the reply may be something else, a tool's schema that cannot be enforced
+    must not fail the request. A second grammar then allows any arguments. If this grammar fails too, free text remains
+    unconstrained.
 
     Raises:
         GrammarError: The tools' schemas of forced calls, or the document's schema, cannot be enforced.

@@ -49,7 +49,7 @@ class TaggedCall:
     Attributes:
         name: Text before and after the name.
         key: Text before and after an argument's name.
-        value_end: Text after its value.
+        value_end: Text after an argument's value.
         end: Text after the arguments.
         has_lines: True if each value begins on a new line and ends before a line break.
     """
@@ -88,7 +88,7 @@ def read_calls(tool_format: ToolFormat, body: str, schemas: Schemas) -> Found | 
     """
     match tool_format:
         case "qwen3_coder" | "glm45":
-            # Models of this kind also write JSON between the same tags.
+            # Models with these formats also write JSON between the same markers.
             found = _tagged_calls(tool_format, body, schemas) or _json_calls(body)
         case "pythonic":
             found = pythonic.read(body, schemas)
@@ -105,7 +105,7 @@ def read_calls(tool_format: ToolFormat, body: str, schemas: Schemas) -> Found | 
 
 
 def is_open(tool_format: ToolFormat, body: str) -> bool:
-    """Return True if a value is still open at the end of `body`, so that a marker after it belongs to the value."""
+    """Return True if a call's value is incomplete at the end of `body`, so that a marker after `body` is part of it."""
     if tool_format not in TAGGED_CALLS or body.lstrip().startswith("{"):
         return _OPEN_STRING.fullmatch(body) is not None
     tags = TAGGED_CALLS[tool_format]

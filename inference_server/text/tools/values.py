@@ -1,4 +1,4 @@
-"""Converts argument values that a model wrote without quotes to the types of the tool's JSON Schema."""
+"""Reads types and limits from a tool's JSON Schema, and converts unquoted argument values to the schema's types."""
 
 import ast
 import json
@@ -22,7 +22,7 @@ def property_schemas(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def required_properties(schema: Mapping[str, Any]) -> frozenset[str]:
-    """Return the names of the properties that every object has."""
+    """Return the names of the properties that every object must have."""
     resolved = _resolved(schema, schema)
     parts = [resolved, *(_resolved(part, schema) for part in _list(resolved.get("allOf")))]
     return frozenset(name for part in parts for name in _list(part.get("required")) if isinstance(name, str))
@@ -33,7 +33,7 @@ def kinds(schema: object, root: Mapping[str, Any]) -> tuple[str, ...]:
 
     Args:
         schema: Schema of the value.
-        root: The whole schema, which resolves references.
+        root: The tool's whole schema, in which references are resolved.
     """
     if not isinstance(schema, Mapping):
         return _ALL_KINDS
@@ -58,7 +58,10 @@ def constants(schema: object, root: Mapping[str, Any]) -> list[Any] | None:
 
 
 def string_part(schema: object, root: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the part of a schema that limits its strings; empty if several parts do, or a value need not be a string."""
+    """Return the part of a schema with the limits of its strings.
+
+    The result is empty if the schema has several such parts, or allows other values than strings and null.
+    """
     parts = [part for part in _parts(schema, root) if part.get("type") in ("string", ["string", "null"])]
     is_text = set(kinds(schema, root)) <= {"string", "null"}
     return parts[0] if is_text and len(parts) == 1 else {}
@@ -69,8 +72,8 @@ def typed_value(text: str, schema: object, root: Mapping[str, Any]) -> Any:
 
     Args:
         text: The value as the model wrote it.
-        schema: Schema of the value; None: the tool does not declare it, and its text is the value.
-        root: The whole schema, which resolves references.
+        schema: Schema of the value; None: the tool does not declare the argument, and the text is the value.
+        root: The tool's whole schema, in which references are resolved.
     """
     if schema is None:
         return text
@@ -87,7 +90,7 @@ def typed_value(text: str, schema: object, root: Mapping[str, Any]) -> Any:
 
 
 def _as_kind(text: str, kind: str) -> tuple[bool, Any]:
-    """Return whether `text` is a value of the JSON type `kind`, and the value."""
+    """Return True and the value if `text` is a value of the JSON type `kind`, else False and any object."""
     if kind == "null":
         return text.lower() in ("null", "none"), None
     if kind == "boolean":

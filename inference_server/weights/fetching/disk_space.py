@@ -28,13 +28,13 @@ def require_free(num_bytes: int, folder: Path, purpose: str, variable: str) -> N
     """Check that the disk of a folder has enough free space.
 
     Args:
-        num_bytes: Bytes that will be written.
+        num_bytes: Bytes that will be written; 0 if unknown, which skips the check.
         folder: The folder, which may not exist yet.
         purpose: Subject of the error's sentence, for example "owner/name".
         variable: The environment variable that selects another folder.
 
     Raises:
-        ConfigurationError: Fewer bytes are free.
+        ConfigurationError: Less space is free than these bytes plus 64 MiB.
     """
     free = free_bytes(folder)
     if num_bytes and num_bytes + _KEPT_FREE > free:

@@ -1,7 +1,7 @@
 """Downloads models from the Hugging Face hub into the cache of the hub's client, which other programs share.
 
-A commit's files become visible under the branch's name when all of them are complete and have the hub's digests. After
-that, a start sends no request: a newer commit is fetched on demand only (`refresh`).
+A commit's files become visible under the branch's name when all of them are complete and match the hub's digests. After
+that, a server start sends no request: a newer commit is fetched on demand only (`refresh`).
 """
 
 import contextlib
@@ -29,8 +29,8 @@ from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
-# The hub's client uses one of these HTTP clients. They log each address, and addresses of large files contain a
-# signature.
+# The hub's client uses one of these HTTP clients. Below WARNING they log each address, and addresses of large files
+# contain a signature.
 for _name in ("httpx", "httpx2"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
@@ -39,7 +39,7 @@ _TIMEOUT_SECONDS = 30.0  # timeout of the request for the list of files
 _MAX_THREADS = 4  # files that are downloaded at the same time
 # The hub serves larger files only through another protocol (Xet), which its client implements.
 _MAX_BYTES = 50_000_000_000
-_CHECKED_SILENTLY = 1 << 30  # bytes; checking fewer takes about a second
+_CHECKED_SILENTLY = 1 << 30  # bytes; a check of fewer takes at most about a second, so it shows no progress
 
 
 class HubModel:
@@ -78,14 +78,15 @@ class HubModel:
                 return Path(hf_hub_download(self.name, CONFIG, revision=self.weights.revision)).parent
             except RemoteEntryNotFoundError:
                 listing = self._list()
-                self.cached.wanted(listing, lambda file: self._index(listing.commit, file))  # raises the reason
+                # Raises a ConfigurationError with a better reason, if there is one.
+                self.cached.wanted(listing, lambda file: self._index(listing.commit, file))
                 raise
 
     def fetch(self, *, refresh: bool = False, show: Show | None = None) -> Path:
         """Return the model's folder or GGUF file, after downloading the missing files.
 
         Args:
-            refresh: True looks for a newer commit of the branch even if the model is complete.
+            refresh: True to look for a newer commit of the branch even if the model is complete.
             show: Called with lines of progress; None to log them.
 
         Raises:
@@ -155,7 +156,10 @@ class HubModel:
             self._get(missing, commit, transfer)
 
     def _incomplete(self, commit: str, wanted: Sequence[RemoteFile], show: Show | None) -> Iterator[RemoteFile]:
-        """Yield the files that must be downloaded. Compares files on disk with their digests if this was never done."""
+        """Yield the files that must be downloaded. Removes faulty files, and links complete ones into the snapshot.
+
+        Compares a file on disk with the hub's digest if this was not done before.
+        """
         checked, unchecked = self.cached.checked(commit), []
         for file in wanted:
             pointer, blob = self.cached.snapshot(commit) / file.path, self.cached.blob(file)

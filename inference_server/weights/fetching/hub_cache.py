@@ -1,8 +1,8 @@
-"""The folder of one repository in the hub's cache, in the layout of the hub's client, which other programs share.
+"""The folder of one repository in the hub's cache. Other programs share the cache, so its layout is the hub client's.
 
 The folder `blobs` contains the files, named by their digests. Each folder in `snapshots` contains the files of a
-commit, as links. Each file in `refs` contains the commit of a branch. This server also records which files matched the
-hub's digests.
+commit, as links. Each file in `refs` contains the commit of a branch or tag. This server also records which files
+matched the hub's digests.
 """
 
 import contextlib
@@ -26,9 +26,9 @@ from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# A file that another process is still writing changes more often than this.
+# A file that has not changed for this time belongs to a killed process.
 _ABANDONED_SECONDS = 3600.0
-# This server's interrupted downloads are kept for the next attempt, but not forever.
+# This server's interrupted downloads are kept for the next attempt, but only for this time.
 _PARTIAL_SECONDS = 30 * 86400.0
 _COPIED_BYTES = 100 << 20  # files up to this size are copied if links are impossible
 
@@ -58,7 +58,7 @@ class CachedModel:
         self.lock = hub_cache() / ".locks" / folder / "tailrace.lock"
 
     def stored(self) -> Path | None:
-        """Return the folder, or the GGUF file, if it is complete in the cache."""
+        """Return the model's folder or GGUF file if it is complete in the cache; otherwise None."""
         commit = self._stored_commit()
         return None if commit is None or self._missing(commit) else self.path(commit)
 
@@ -86,7 +86,7 @@ class CachedModel:
             wanted = self.wanted(listing, lambda file: (snapshot / file.path).read_text(encoding="utf-8"))
         except (ConfigurationError, OSError, ValueError) as error:
             return [str(error)]
-        if CONFIG in listing.checked:  # small files that only a later version of this server downloads are not required
+        if CONFIG in listing.checked:  # an earlier version of this server may have downloaded fewer small files
             wanted = [file for file in wanted if file.path in listing.checked or _has_weights(file)]
         return [fault for file in wanted if (fault := _fault(snapshot / file.path, file))]
 
@@ -98,7 +98,7 @@ class CachedModel:
         return faults if faults or has_all_small_files(snapshot) else ["its tokenizer is missing"]
 
     def stored_clause(self) -> str:
-        """Return a clause about the model's state in the local cache, for a sentence that begins with its name."""
+        """Return the model's state in the local cache, as the predicate of a sentence about the model."""
         commit = self._stored_commit()
         faults = self._missing(commit) if commit else []
         if not faults:
@@ -118,18 +118,18 @@ class CachedModel:
         return select(self._weights.hub, listing, read_index)
 
     def checked(self, commit: str) -> frozenset[str]:
-        """Return the paths of the files that matched the hub's digests."""
+        """Return the paths of the commit's files that matched the hub's digests."""
         record = read_record(self._record(commit))
         return record.checked if record else frozenset()
 
     def keep_record(self, listing: Listing, checked: Sequence[RemoteFile]) -> None:
-        """Record that the files on disk have the hub's digests."""
+        """Record a commit's listing, and that the files of `checked` have the hub's digests on disk."""
         path = self._record(listing.commit)
         paths = {file.path for file in checked} | self.checked(listing.commit)
         write_record(path, replace(listing, checked=frozenset(paths)))
 
     def name_commit(self, commit: str) -> None:
-        """Record the commit as the newest one of its branch in the cache."""
+        """Record the commit as that of the source's branch or tag. Does nothing if the source names the commit."""
         if self._revision == commit:
             return
         reference = self._folder / "refs" / self._revision
@@ -137,7 +137,7 @@ class CachedModel:
         replace_text(reference, commit)
 
     def remove_abandoned(self, wanted: Sequence[RemoteFile]) -> None:
-        """Remove unfinished files of killed processes that no download will continue."""
+        """Remove old unfinished files of killed processes, except those that a download of `wanted` continues."""
         ours = {partial_path(self.blob(file)).name for file in wanted}
         for path in self.blobs.glob("*.incomplete"):
             with contextlib.suppress(OSError):
@@ -188,7 +188,7 @@ def link(blob: Path, pointer: Path) -> None:
     try:
         pointer.symlink_to(os.path.relpath(blob, pointer.parent))
     except OSError:
-        # Files with equal content, which are small, share a blob.
+        # A small blob stays in place, because several small files may have the same content.
         if blob.stat().st_size <= _COPIED_BYTES:
             shutil.copyfile(blob, pointer)
         else:

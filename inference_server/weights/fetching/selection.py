@@ -59,8 +59,8 @@ def select(name: str, listing: Listing, read_index: Callable[[RemoteFile], str])
         read_index: Returns the text of the index of a model whose weights are in several files.
 
     Raises:
-        ConfigurationError: The repository has no such model, or lacks an essential file. The message explains the
-            consequence.
+        ConfigurationError: The repository has no model in this format, or lacks an essential file. The message explains
+            the consequence.
     """
     small = [file for file in listing.files if _is_any_of(file.path, _SMALL_FILES)]
     small = [file for file in small if not _is_any_of(file.path, _IGNORED)]
@@ -75,12 +75,12 @@ def select(name: str, listing: Listing, read_index: Callable[[RemoteFile], str])
 
 
 def has_tokenizer(paths: Collection[str]) -> bool:
-    """Return True if one of the files can be a tokenizer. Paths are relative to the model's folder."""
+    """Return True if a tokenizer can be made from one of the files. Paths are relative to the model's folder."""
     return any(_is_any_of(path, _TOKENIZERS) for path in paths if "/" not in path)
 
 
 def no_tokenizer(name: str) -> str:
-    """Return the sentence about a model without a tokenizer."""
+    """Return the error message for a model without a tokenizer."""
     return (
         f"{name} has no tokenizer (tokenizer.json or tokenizer.model), so text cannot be converted to tokens: "
         "point the source at a folder with its files and those of its base model's tokenizer"
@@ -88,7 +88,10 @@ def no_tokenizer(name: str) -> str:
 
 
 def _weights(name: str, listing: Listing, read_index: Callable[[RemoteFile], str]) -> list[RemoteFile]:
-    """Return the files that transformers reads: one file, or those of the index; else every safetensors file."""
+    """Return the files with weights: model.safetensors, or those of the index; else every safetensors file.
+
+    For sentence-transformers, the weights of its modules are added.
+    """
     tensors = [file for file in listing.files if file.path.endswith(".safetensors")]
     tensors = [file for file in tensors if not _is_any_of(file.path, _IGNORED)]
     # Modules of sentence-transformers, which have separate folders.

@@ -14,9 +14,9 @@ logger = logging.getLogger(__name__)
 Show = Callable[[str], None]
 
 _EVERY_SECONDS = 2.0
-# Seconds between two lines, from this time on, so that a long download does not fill the log.
+# After this time, the interval between two lines has the same length, so that a long download does not fill the log.
 _LATER_SECONDS = 10.0
-_RATE_SECONDS = 10.0  # the rate is the mean over this time
+_RATE_SECONDS = 10.0  # the rate is the mean over this time; after this time without data, a line has no rate
 
 
 class Transfer:
@@ -81,12 +81,12 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def reported(transfer: Transfer, show: Show | None = None) -> Iterator[None]:
-    """Report a transfer during the `with` block.
+    """Report a transfer during the `with` block, and log its duration afterwards.
 
     Args:
         transfer: The transfer.
-        show: Called twice a second with a line, which replaces the one before. None: lines are logged, from every 2 s at
-            the beginning to every 10 s.
+        show: Called twice a second with a line, which replaces the previous line. None: lines are logged every 2 s in
+            the first 10 s, then every 10 s.
     """
     started = time.monotonic()
     finished = threading.Event()

@@ -13,7 +13,7 @@ from tailrace_shared.config_errors import ConfigurationError
 
 _END_TOKENS = ("eos_token_id", "eot_token_id", "eom_token_id")
 _FREQUENCY_FACTORS = "rope_freqs.weight"
-# Llama 3 was trained with 8192 positions; models with its scaled positions use one of these lengths.
+# Lengths before scaling, in positions, of models that scale positions as Llama 3 does. Llama 3 itself has 8192.
 _ORIGINAL_LENGTHS = (8192, 4096, 16384, 32768)
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
@@ -42,20 +42,23 @@ def read_model_config(file: GgufFile) -> Any:
     scaling = _rope_scaling(file, config)
     if scaling:
         rope = dict(config.rope_parameters or {})
-        target = rope.get("full_attention", rope)  # models with two kinds of layers scale only this kind
+        target = rope.get("full_attention", rope)  # models that also have sliding-window layers do not scale those
         target.update(scaling)
         config.rope_parameters = rope
     return config
 
 
 def end_tokens(file: GgufFile) -> list[int]:
-    """Return the tokens that end a reply: end of text, of a turn, of a message."""
+    """Return the ids of the tokens that end a reply: end of text, of a turn, of a message."""
     found = [file.metadata.get(f"tokenizer.ggml.{key}") for key in _END_TOKENS]
     return list(dict.fromkeys(token for token in found if token is not None))
 
 
 def main_bits(file: GgufFile) -> int:
-    """Return the bits per weight of the file's most frequent format, without the embeddings and the output head."""
+    """Return the most frequent number of bits per weight in the layers' matrices, or 32 if the file has none.
+
+    Embeddings and the output head do not count.
+    """
     counts: Counter[int] = Counter()
     for tensor in file.tensors.values():
         if tensor.name.startswith("blk.") and len(tensor.shape) > 1:
@@ -64,10 +67,10 @@ def main_bits(file: GgufFile) -> int:
 
 
 def natural_precision(path: Path) -> Precision:
-    """Return the precision of the catalog that is nearest to the weights of a GGUF file.
+    """Return the catalog's precision that is nearest to the weights of a GGUF file.
 
     Raises:
-        ConfigurationError: The file cannot be read.
+        ConfigurationError: The file cannot be read, is damaged, or is not supported.
     """
     bits = main_bits(GgufFile(path))
     if bits <= 4:
@@ -113,7 +116,11 @@ def _rope_scaling(file: GgufFile, config: Any) -> dict[str, Any]:
 
 
 def _llama3(file: GgufFile, config: Any) -> dict[str, Any]:
-    """Return Llama 3's scaling if it results in the frequency factors of the file."""
+    """Return Llama 3's scaling with the file's frequency factors, or {} if all factors are 1.
+
+    Raises:
+        ConfigurationError: Llama 3's scaling does not result in these factors.
+    """
     factors = _floats(file, _FREQUENCY_FACTORS)
     if torch.all(factors == 1):
         return {}

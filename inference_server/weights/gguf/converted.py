@@ -1,4 +1,4 @@
-"""Converts a GGUF file to a folder with 16-bit weights, for software that does not read GGUF files: vLLM, embedding models."""
+"""Converts a GGUF file to a folder with 16-bit weights, for engines that read no GGUF files: vLLM and embeddings."""
 
 import shutil
 from pathlib import Path
@@ -14,7 +14,7 @@ from tailrace_shared import garbage
 
 
 def convert_file(path: Path, cache_dir: Path) -> Path:
-    """Return a folder with the file's configuration, tokenizer and weights in bfloat16. It is created once.
+    """Return a folder with the file's configuration, tokenizer and bfloat16 weights. Creates it if it does not exist.
 
     Raises:
         ConfigurationError: The file is damaged or not supported, or the cache cannot be written.

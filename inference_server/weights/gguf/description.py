@@ -1,10 +1,12 @@
 """Caches the configuration and the tokenizer of a model in a GGUF file, as transformers saves them.
 
-A folder in the cache belongs to one version of one file. It contains no weights, apart from a few small vectors
+A folder in the cache belongs to one version of one file. It contains no weights, apart from the small tensors of plans
 (plan.py). Container images contain the folders of the default models (serving/ahead_of_time.py).
 """
 
+import glob
 import hashlib
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ _FORMAT = 1  # increment when the folder's content changes
 
 
 def prepared_folder() -> Path:
-    """Return the folder in this package whose folder `gguf` describes files in advance. It may be missing."""
+    """Return this package's folder of prepared descriptions, which are in its subfolder `gguf`. It may be missing."""
     return Path(weights.__path__[0]) / "prepared"
 
 
@@ -40,7 +42,7 @@ def description_folder(path: Path, cache_dir: Path) -> Path:
 
 
 def in_cache(folder: Path, cache_dir: Path) -> Path:
-    """Return the folder in the cache for the description in `folder`, so that a plan can be added. Copies a prepared one.
+    """Return the cache's folder for the description in `folder`, so that a plan can be added. Copies a prepared folder.
 
     Raises:
         ConfigurationError: The cache cannot be written.
@@ -97,8 +99,14 @@ def _generation_config(config: Any, end_ids: list[int]) -> Any:
 
 
 def _remove_converted(path: Path, cache_dir: Path) -> None:
-    """Remove the copies that earlier releases made of files with this name: float32 weights and packed forms."""
-    for converted in (cache_dir / "converted").glob(f"{path.stem}-*"):
+    """Remove the copies that earlier releases made of files with this name: float32 weights and packed forms.
+
+    A copy that this release made (converted.py) has the name of a description, and stays.
+    """
+    name = re.compile(re.escape(path.stem) + "-[0-9a-f]{16}")
+    for converted in (cache_dir / "converted").glob(f"{glob.escape(path.stem)}-*"):
+        if not name.fullmatch(converted.name) or (cache_dir / "gguf" / converted.name).is_dir():
+            continue
         place = hashlib.sha256(str(converted.resolve()).encode()).hexdigest()[:8]
         for packed in (cache_dir / "packed").glob(f"{place}-*"):
             shutil.rmtree(packed, ignore_errors=True)

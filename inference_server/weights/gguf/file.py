@@ -1,6 +1,6 @@
 """Reads the header of a GGUF file, and the bytes of its tensors.
 
-Numbers are little-endian. The header contains metadata and, for each tensor, its name, shape, number format and place.
+Numbers are little-endian. The header contains metadata and each tensor's name, shape, number format and offset.
 """
 
 import math
@@ -21,8 +21,11 @@ _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _DEFAULT_ALIGNMENT = 32
 _STRING, _ARRAY = 8, 9
-# Types of metadata values, as struct names them.
+# struct's format characters by GGUF's number for the type of a metadata value.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+
+
+_MAX_DIMENSIONS = 4  # the format's own limit
 
 
 class _Damaged(ValueError):
@@ -31,13 +34,13 @@ class _Damaged(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class FileTensor:
-    """A tensor's place in its file.
+    """A tensor's description in the header of its file.
 
     Attributes:
         name: Its name in the file, for example "blk.0.attn_q.weight".
         shape: Its shape, the outermost dimension first.
-        type_id: GGML's number of its format.
-        offset: Place of its first byte in the file.
+        type_id: GGML's number for its format.
+        offset: Offset of its first byte from the start of the file.
     """
 
     name: str
@@ -50,7 +53,7 @@ class FileTensor:
         """Return the number format.
 
         Raises:
-            ConfigurationError: This server does not read it.
+            ConfigurationError: This server does not read the format.
         """
         return format_of(self.type_id)
 
@@ -75,7 +78,7 @@ class GgufFile:
 
     Attributes:
         path: The file.
-        metadata: Values by key. Strings that are not UTF-8 have replacement characters.
+        metadata: Values by key. Bytes of strings that are not UTF-8 are replaced with U+FFFD.
         tensors: Tensors by name, in the file's order.
     """
 
@@ -83,8 +86,8 @@ class GgufFile:
         """Read the header.
 
         Raises:
-            ConfigurationError: The file is truncated, is not a GGUF file, is one part of several, is big-endian, or contains a
-                number format that this server does not read.
+            ConfigurationError: The file cannot be read, is truncated, is not a GGUF file, or is one part of several. It
+                is also raised for big-endian files, and for unsupported GGUF versions and number formats.
         """
         self.path = path
         self.metadata: dict[str, Any]
@@ -114,7 +117,7 @@ class GgufFile:
 
 
 def _header(content: mmap.mmap, size: int) -> tuple[dict[str, Any], dict[str, FileTensor]]:
-    """Return metadata and tensors of a file of `size` bytes."""
+    """Return the metadata and the tensors of a file of `size` bytes."""
     (version,) = struct.unpack_from("<I", content, 4)
     if version not in _VERSIONS:
         if struct.unpack_from(">I", content, 4)[0] in _VERSIONS:
@@ -142,7 +145,7 @@ def _header(content: mmap.mmap, size: int) -> tuple[dict[str, Any], dict[str, Fi
 
 
 def _check(tensors: dict[str, FileTensor], size: int) -> None:
-    """Check that this server reads every tensor and that the file contains all its bytes."""
+    """Check that this server reads every tensor and that the file contains all bytes of every tensor."""
     for name, tensor in tensors.items():
         if not tensor.shape or tensor.shape[-1] % tensor.format.block_weights:
             raise _Damaged(f"the tensor {name} has the shape {tensor.shape} in {tensor.format.name}")
@@ -158,7 +161,7 @@ class _Reader:
         self._content, self.offset = content, offset
 
     def number(self, kind: str) -> Any:
-        """Return one number; `kind` is its type as struct names it."""
+        """Return the next number. `kind` is struct's format character for its type."""
         (number,) = struct.unpack_from("<" + kind, self._content, self.offset)
         self.offset += struct.calcsize("<" + kind)
         return number
@@ -189,16 +192,26 @@ class _Reader:
         return self.number(_SCALARS[kind])
 
     def place(self) -> tuple[tuple[int, ...], int, int]:
-        """Return a tensor's shape, the outermost dimension first, its type and its offset after the header."""
-        shape = [self.number("Q") for _ in range(self.number("I") % 8)]
+        """Return a tensor's shape (outermost dimension first), its format's number, and its offset after the header."""
+        dimensions = self.number("I")
+        if dimensions > _MAX_DIMENSIONS:
+            raise _Damaged(f"a tensor has {dimensions} dimensions")
+        shape = [self.number("Q") for _ in range(dimensions)]
         return tuple(reversed(shape)), self.number("I"), self.number("Q")
 
 
 def read_rows(path: Path, tensor: FileTensor, first: int, count: int, memory: Tensor | None = None) -> Tensor:
-    """Return the bytes of consecutive rows, (count, row_bytes) uint8. `memory`: (count * row_bytes,) uint8 for the result.
+    """Return the bytes of consecutive rows, (count, row_bytes) uint8.
 
-    The bytes are copied from the file. A mapped file would count as memory of the process. If another process truncated
-    a mapped file, this process would crash.
+    The bytes are copied, because a mapped file would count as memory of the process. If another process truncated a
+    mapped file, this process would also crash.
+
+    Args:
+        path: The file.
+        tensor: The tensor that contains the rows.
+        first: Index of the first row.
+        count: Number of rows.
+        memory: (count * row_bytes,) uint8 for the result, or None for new memory.
 
     Raises:
         OSError: The file cannot be read.

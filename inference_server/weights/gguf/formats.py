@@ -1,7 +1,7 @@
-"""The number formats of tensors in GGUF files: sizes of their blocks, and how their weights are computed.
+"""Number formats of tensors in GGUF files: the sizes of their blocks, and the computation of their weights.
 
-A row consists of blocks. All functions return weights that are bit-identical to those of gguf.dequantize. Q4_0, Q4_1
-and Q4_K have groups of 32 weights with a scale and a minimum, the form of this server's int4 weights.
+A row consists of blocks. Computed weights are bit-identical to those of gguf.dequantize. Q4_0, Q4_1 and Q4_K can keep
+their codes as this server's int4 weights: groups of 32 codes with a scale and a minimum.
 """
 
 from collections.abc import Callable
@@ -24,11 +24,11 @@ class TensorFormat:
 
     Attributes:
         name: GGML's name, for example "Q4_K".
-        block_weights: Weights of a block.
-        block_bytes: Bytes of a block.
+        block_weights: Number of weights in a block.
+        block_bytes: Size of a block in bytes.
         decode: Computes the weights of blocks.
-        int4: Computes the codes of blocks, if this server keeps the format's codes as int4; None otherwise.
         bits: Bits of a weight's code; 16 and 32 for float formats.
+        int4: Converts rows of bytes to int4 weights with the same codes; None if this server rounds the weights.
     """
 
     name: str
@@ -73,7 +73,10 @@ def _q4_1(blocks: Tensor) -> Tensor:
 
 
 def _fifth_bits(blocks: Tensor, start: int) -> Tensor:
-    """Return the highest bits of 32 codes of 5 bits, (num_blocks, 32) uint8, 0 or 16."""
+    """Return the highest bits of a block's 32 codes of 5 bits, (num_blocks, 32) uint8, 0 or 16.
+
+    The bits are in the 4 bytes from byte `start` on.
+    """
     bits = blocks[:, start : start + 4, None] >> torch.arange(8, dtype=torch.uint8)
     return (bits & 1).view(-1, 32) << 4
 
@@ -170,16 +173,16 @@ _FORMATS = {
 }
 
 
-# Bits of a code in formats that the gguf package computes: Q2_K and Q3_K. Other formats count as 8 bits.
+# Bits of a code in formats that the gguf package decodes: Q2_K and Q3_K. Its other formats count as 8 bits.
 _FEW_BITS = {10: 2, 11: 3}
 
 
 @cache
 def format_of(type_id: int) -> TensorFormat:
-    """Return the format with GGML's number `type_id`. The gguf package computes the rarer ones, which is slower.
+    """Return the format with GGML's number `type_id`. The gguf package decodes the rarer formats, which is slower.
 
     Raises:
-        ConfigurationError: Neither this server nor the gguf package reads it.
+        ConfigurationError: Neither this server nor the gguf package reads the format.
     """
     return _FORMATS.get(type_id) or _format_of_gguf(type_id)
 

@@ -1,7 +1,7 @@
 """Reads the header of a GGUF file: its metadata without arrays, and the shapes and types of its tensors.
 
-At each start, the server reads the header of every GGUF file before it loads weights. Because this module skips lists
-of tokens, it takes a third of the time of gguf/file.py.
+At each start, the server reads the header of every GGUF file before it loads weights. Because this module skips arrays,
+such as the list of tokens, it takes a third of the time of gguf/file.py.
 """
 
 import struct
@@ -14,10 +14,10 @@ from typing import Any
 from tailrace_shared.config_errors import ConfigurationError
 
 _MAGIC = b"GGUF"
-# Formats of struct by GGUF's number of a type; 8 is a string and 9 an array.
+# struct's format characters by GGUF's number for the type of a metadata value. 8 is a string and 9 an array.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_ALIGNMENT = 32  # alignment of the first tensor in bytes, unless the metadata set another one
+_ALIGNMENT = 32  # alignment of the first tensor in bytes, unless the metadata sets another one
 _LONGEST_STRING = 1 << 26  # a chat template is far shorter; a larger number means a damaged file
 
 
@@ -28,8 +28,8 @@ class GgufTensor:
     Attributes:
         name: Its name.
         shape: Its dimensions, the innermost first.
-        type_number: GGUF's number of its format.
-        offset: Its place in bytes after the header.
+        type_number: GGUF's number for its format.
+        offset: Its offset after the header and its padding, in bytes.
     """
 
     name: str
@@ -39,7 +39,7 @@ class GgufTensor:
 
     @property
     def num_weights(self) -> int:
-        """Number of elements."""
+        """Return the number of the tensor's elements."""
         return prod(self.shape)
 
 
@@ -50,7 +50,7 @@ class GgufHeader:
     Attributes:
         metadata: Values by key. An array's value is its length.
         tensors: The tensors in the order of the file.
-        data_bytes: Size of the file after the header.
+        data_bytes: Size of the file after the header and its padding, in bytes.
     """
 
     metadata: dict[str, Any]
@@ -58,7 +58,10 @@ class GgufHeader:
     data_bytes: int
 
     def number(self, key: str) -> int | None:
-        """Return a number below the architecture's prefix, such as `block_count`, or None if the file lacks it."""
+        """Return the metadata's integer below the architecture's prefix, for example for the key "block_count".
+
+        Returns None if the metadata lacks it or it is not an integer.
+        """
         value = self.metadata.get(f"{self.metadata.get('general.architecture')}.{key}")
         return value if isinstance(value, int) else None
 

@@ -60,7 +60,7 @@ class FileLinear(StoredLinear):
             heads: Number of heads, if the file has the two halves of each head's outputs interleaved; else None.
             bias: (out_features,), or None.
             is_head: The layer is the output head, which bitsandbytes does not round.
-            widens: Weights of more than 4 bits are packed as int8 in precision int4. False rounds them to int4.
+            widens: In precision int4, weights of 5 to 8 bits are packed as int8 if True, and rounded to int4 if False.
         """
         super().__init__(tensor.shape[-1], tensor.num_rows, bias)
         self.path, self.tensor, self.heads = path, tensor, heads
@@ -75,7 +75,7 @@ class FileLinear(StoredLinear):
         return "bf16" if precision == "bfloat16" else "float32"
 
     def int4(self) -> Int4Pairs:
-        """Read the weights as int4: the codes of Q4_0, Q4_1 and Q4_K, and rounded codes for other formats."""
+        """Read the weights as int4: the file's own codes for Q4_0, Q4_1 and Q4_K, rounded codes for other formats."""
         own_format = self.tensor.format
         if (exact := own_format.int4) is not None:
             rows = read_rows(self.path, self.tensor, 0, self.out_features)
@@ -95,7 +95,7 @@ class FileLinear(StoredLinear):
         return whole
 
     def int8(self) -> Int8:
-        """Read the weights as int8. bitsandbytes' additional rounding to float16 is applied except for the head."""
+        """Read the weights as int8, rounded to float16 first as bitsandbytes does, except for the output head."""
         rounded = rounded_to_int8 if self.is_head else rounded_like_bitsandbytes
         codes = torch.empty(self.out_features, self.in_features, dtype=torch.int8)
         scales = torch.empty(self.out_features)
@@ -117,7 +117,10 @@ class FileLinear(StoredLinear):
     def rows(
         self, linears: Items[Any], weight_format: WeightFormat, computed: Callable[[], Tensor | Int8 | Int4Pairs]
     ) -> StoredRows | None:
-        """Read the rows of `linears`, of which this is the first; None if no kernel reads their formats."""
+        """Read the rows of `linears`, of which this is the first.
+
+        Returns None if the formats differ or no kernel reads the format.
+        """
         name = self.tensor.format.name.lower()
         readable = arguments.STORED_INT4_FORMATS if weight_format == "int4" else arguments.STORED_FORMATS
         if name not in readable or any(each.tensor.type_id != self.tensor.type_id for each in linears):
@@ -141,11 +144,14 @@ class FileLinear(StoredLinear):
         return self.out_features * self.tensor.row_bytes
 
     def row_addresses(self, rows: Tensor) -> Tensor:
-        """Return the address of each output's row among the bytes of all rows, (out_features,) int64."""
+        """Return the memory address of each output's row in `rows`, (num_rows,) int64."""
         return _row_offsets(len(rows), self.heads, self.tensor.row_bytes) + rows.data_ptr()
 
     def _write_rows(self, weights: Tensor) -> bool:
-        """Write the weights with a kernel. Returns False if no kernel reads their format."""
+        """Decode the file's weights into `weights` with a kernel.
+
+        Returns False if no kernel reads the file's format or writes the dtype, or if the file interleaves heads' rows.
+        """
         name = self.tensor.format.name.lower()
         is_bf16 = weights.dtype is torch.bfloat16
         if (
@@ -167,7 +173,10 @@ class FileLinear(StoredLinear):
         return True
 
     def keep(self, layer: nn.Module, linears: Items[Any]) -> nn.Module:
-        """Return the packed layer in large pages. Layers without a kernel are not moved."""
+        """Return the packed layer in large pages, and record `linears` as its sources in `places`.
+
+        A layer without a kernel is returned unchanged.
+        """
         if not isinstance(layer, KernelLinear):
             return layer
         packed = layer.packed
@@ -191,7 +200,10 @@ class FileLinear(StoredLinear):
         list(_threads().map(convert_part, self._parts(2 * torch.get_num_threads())))
 
     def _parts(self, count: int) -> list[Iterator[tuple[int, Tensor]]]:
-        """Divide the layer into `count` parts. Each yields the number of its first row and the rows' bytes, chunk by chunk."""
+        """Divide the layer into at most `count` parts.
+
+        Each part yields chunks: the index of the chunk's first row, and the bytes of its rows.
+        """
         chunk = max(1, _CHUNK_WEIGHTS // self.in_features)
         size = -(-self.out_features // (count * chunk)) * chunk
         ordered = None
@@ -217,7 +229,7 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def read_embedding(path: Path, tensor: FileTensor, dtype: torch.dtype) -> Embedding:
-    """Read the embedding of tokens: in the file's number format if a kernel decodes it, otherwise as a tensor of `dtype`."""
+    """Read the token embedding, in the file's number format if a kernel decodes it, otherwise as `dtype`."""
     width = tensor.shape[-1]
     function = rows_kernel(tensor.format.name.lower(), width, dtype)
     if function is None:
@@ -238,14 +250,15 @@ def _rows_key(tensor: FileTensor) -> list[str]:
 
 @lru_cache(maxsize=16)
 def _row_offsets(num_rows: int, heads: int | None, row_bytes: int) -> Tensor:
-    """Return the place of each output's row among the bytes of all rows, (num_rows,) int64. Layers share the result."""
+    """Return the byte offset of each output's row in the file's tensor, (num_rows,) int64. Layers share the result."""
     numbers = torch.arange(num_rows) if heads is None else row_order(num_rows, heads)
     return numbers * row_bytes
 
 
 def row_order(num_rows: int, heads: int) -> Tensor:
-    """Return the file's row of each output, (num_rows,) int64, of a layer whose heads' halves are interleaved in the file.
+    """Return the index of each output's row in the file, (num_rows,) int64, if the file interleaves each head's halves.
 
-    llama.cpp rotates pairs of neighbouring outputs. transformers pairs outputs of the first and the second half.
+    llama.cpp rotates pairs of neighbouring outputs. transformers pairs an output of a head's first half with one of its
+    second half.
     """
     return torch.arange(num_rows).view(heads, -1, 2).transpose(1, 2).reshape(-1)

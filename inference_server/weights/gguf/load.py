@@ -58,8 +58,9 @@ def load_stored(
 ) -> tuple[Any, ModuleFiller | None]:
     """Return the model on the CPU, with linear layers whose weights are still in the file, and its ModuleFiller.
 
-    The caller holds loading_lock.LOADING, and replaces the linear layers (cpu.fused_modules.fuse). Arguments and errors are
-    those of `load_module`.
+    If transformers maps the architecture's tensors only inside from_pretrained, the model is complete and the filler is
+    None. The caller holds loading_lock.LOADING, and replaces the linear layers (cpu.fused_modules.fuse). `places` is
+    memory for the packed layers. The other arguments and the errors are those of `load_module`.
     """
     cpu = torch.device("cpu")
     file, dtype = GgufFile(path), activation_dtype(precision, cpu)

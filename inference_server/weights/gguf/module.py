@@ -29,14 +29,17 @@ _KEEPS_LINEARS = {
     "MiniMaxM2TensorProcessor",
 }
 _INT8_LINEAR = "Linear8bitLt"
-_LATER = "ffn_gate_inp_shexp"  # a linear layer with one output, stored without its dimension of outputs
+_LATER = "ffn_gate_inp_shexp"  # a linear layer with one output: the file stores a vector instead of a matrix
 
 
 class ModuleFiller:
     """Fills the parameters of one model from its GGUF file."""
 
     def __init__(self, file: GgufFile, model: Any) -> None:
-        """`model`: as `empty_model` returns it. The caller holds loading_lock.LOADING."""
+        """Map the file's tensors to the parameters of `model`, a result of `empty_model`.
+
+        The caller holds loading_lock.LOADING.
+        """
         from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
         self._file, self._model, self.path = file, model, file.path
@@ -44,7 +47,7 @@ class ModuleFiller:
         with quick_conversion():
             self.names: dict[str, str] = get_gguf_hf_weights_map(model, self._processor)
         self._keeps_linears = type(self._processor).__name__ in _KEEPS_LINEARS
-        self.sources: dict[str, FileTensor] = {}  # by parameter: the file's tensor that it contains unchanged
+        self.sources: dict[str, FileTensor] = {}  # by a parameter's name: the file's tensor with the same weights
         self._collected: dict[str, Tensor] = {}  # parameters of the current block that are built from several tensors
 
     def fill(
@@ -53,9 +56,9 @@ class ModuleFiller:
         """Fill the parameters and tie the weights.
 
         Args:
-            dtype: The dtype of floating-point parameters.
-            device: Their device.
-            leave: Returns True for the name of a parameter that is left empty.
+            dtype: The parameters' dtype, apart from those for which transformers' dtype plan names another.
+            device: The parameters' device.
+            leave: Returns True for the name of a parameter that stays empty.
         """
         block = ""
         for tensor in sorted(self._file.tensors.values(), key=lambda each: _block(each.name)):
@@ -68,8 +71,14 @@ class ModuleFiller:
         self._model.tie_weights()
 
     def linears(self) -> Iterator[tuple[str, FileTensor, int | None]]:
-        """Yield linear layers whose weights are one tensor of the file: the module's name, the tensor, and the number of
-        heads whose rows are interleaved in the file."""
+        """Yield the linear layers whose weights are one tensor of the file.
+
+        Yields the module's name, the tensor, and a number of heads, which is None unless the file interleaves each
+        head's rows.
+
+        Raises:
+            ConfigurationError: A tensor has another shape than its layer.
+        """
         if not self._keeps_linears:
             return
         modules = dict(self._model.named_modules())
@@ -82,9 +91,10 @@ class ModuleFiller:
                 yield name, tensor, self._interleaved_heads(tensor.name)
 
     def embedding(self, dtype: torch.dtype) -> tuple[str, FileTensor] | None:
-        """Return the name and the file's tensor of an embedding that need not be filled, because passes decode its rows.
+        """Return the name and the tensor of an embedding that stays empty, because forward passes decode its rows.
 
-        None: The model is not one of decoder_weights.MODELS, or no kernel decodes the embedding's rows to `dtype`.
+        Returns None if the model is not in decoder_weights.MODELS, no tensor of the file is the embedding, or no kernel
+        decodes the tensor's rows to `dtype`.
         """
         module = self._model.get_input_embeddings()
         name = next((name for name, each in self._model.named_modules() if each is module), "")
@@ -116,7 +126,7 @@ class ModuleFiller:
         """Replace a parameter or a buffer.
 
         Raises:
-            ConfigurationError: It has another shape in this model.
+            ConfigurationError: The parameter or buffer has another shape in this model.
         """
         parent_name, _, last = name.rpartition(".")
         parent = self._model.get_submodule(parent_name)
@@ -124,7 +134,7 @@ class ModuleFiller:
         if present.shape != value.shape:
             raise self._misshapen(name, tuple(value.shape), tuple(present.shape))
         if type(parent).__name__ == _INT8_LINEAR and last == "weight":
-            # bitsandbytes rounds the weights when they are moved from the CPU to a GPU.
+            # bitsandbytes rounds weights when they are moved from the CPU to a GPU, so they are moved to the CPU first.
             setattr(
                 parent, last, type(present)(value.cpu(), requires_grad=False, has_fp16_weights=False).to(value.device)
             )
@@ -141,7 +151,10 @@ class ModuleFiller:
         return int(self._model.config.num_key_value_heads) if ".attn_k." in name else None
 
     def _parameters(self, tensor: FileTensor, dtype: torch.dtype) -> dict[str, Any]:
-        """Return the parameter that one tensor determines, or {}. Tensors of other parameters are collected."""
+        """Return the parameter that the tensor alone determines, by name, or {}.
+
+        Tensors that are only parts of a parameter are added to `_collected`.
+        """
         name = self.names.get(tensor.name)
         is_matrix = self._keeps_linears and len(tensor.shape) == 2 and _LATER not in tensor.name
         if name and is_matrix and self._interleaved_heads(tensor.name) is None:
@@ -160,7 +173,7 @@ class ModuleFiller:
         return made
 
     def _set_all(self, made: dict[str, Any], dtype: torch.dtype, device: torch.device) -> None:
-        """Set parameters, and empty `made`, so that their weights in float32 are freed one by one."""
+        """Set the parameters in `made`, and empty it, so that not all of their float32 weights stay in memory."""
         wide = self._model._get_dtype_plan(dtype) if hasattr(self._model, "_get_dtype_plan") else {}
         for name in list(made):
             value = made.pop(name)
@@ -183,7 +196,10 @@ def empty_model(config: Any, dtype: torch.dtype, attention_name: str) -> Any:
 
 
 def quantise_linears(model: Any, threshold: float) -> None:
-    """Replace linear layers with bitsandbytes' int8 layers, as transformers does, without memory for their weights."""
+    """Replace linear layers with bitsandbytes' int8 layers, as transformers does, without memory for their weights.
+
+    `threshold`: bitsandbytes' outlier threshold, 0 for none.
+    """
     from transformers import BitsAndBytesConfig
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
     from transformers.quantizers.base import get_keys_to_not_convert
@@ -193,7 +209,14 @@ def quantise_linears(model: Any, threshold: float) -> None:
 
 
 def stored_linears(filler: ModuleFiller, model: Any, places: Places, *, widens: bool) -> None:
-    """Replace linear layers by FileLinear, after the other parameters have been filled."""
+    """Replace linear layers with FileLinear, after the other parameters have been filled.
+
+    Args:
+        filler: Names the layers and their tensors.
+        model: The model, which is changed.
+        places: Memory for the packed layers.
+        widens: See FileLinear.
+    """
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     found = {name: (tensor, heads) for name, tensor, heads in filler.linears()}
     if head is not None and head.weight is embedding.weight and type(head) is nn.Linear:
@@ -210,7 +233,10 @@ def stored_linears(filler: ModuleFiller, model: Any, places: Places, *, widens: 
 
 
 def stored_embedding(filler: ModuleFiller, model: Any, dtype: torch.dtype) -> None:
-    """Replace the embedding by a StoredEmbedding, after the linear layers, if `filler.embedding` returns one."""
+    """Replace the embedding with a StoredEmbedding if `filler.embedding` names its tensor.
+
+    Call this function after `stored_linears`, which compares the output head with the original embedding.
+    """
     if found := filler.embedding(dtype):
         name, tensor = found
         parent, _, last = name.rpartition(".")
@@ -218,7 +244,7 @@ def stored_embedding(filler: ModuleFiller, model: Any, dtype: torch.dtype) -> No
 
 
 def _weights(file: GgufFile, tensor: FileTensor, dtype: torch.dtype) -> Tensor:
-    """Return a tensor's weights, of `dtype`, in the tensor's shape."""
+    """Return a tensor's weights as `dtype`, in the tensor's shape."""
     rows = tensor.num_rows
     linear = FileLinear(
         file.path, FileTensor(tensor.name, (rows, tensor.shape[-1]), tensor.type_id, tensor.offset), Places()
@@ -227,7 +253,7 @@ def _weights(file: GgufFile, tensor: FileTensor, dtype: torch.dtype) -> Tensor:
 
 
 def _block(name: str) -> str:
-    """Return the part of a tensor's name that identifies its layer: "blk.0"."""
+    """Return a key that sorts tensors by layer: "blk.000012" for "blk.12.attn_q.weight", "" outside the layers."""
     parts = name.split(".")
     return f"blk.{int(parts[1]):06}" if parts[0] == "blk" and parts[1].isdigit() else ""
 

@@ -1,4 +1,4 @@
-"""Memory for packed layers, and for the bytes of a file while they are packed."""
+"""Memory for packed layers, and for a file's bytes while its layers are packed."""
 
 import math
 import threading
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from inference_server.weights.gguf.linear import FileLinear
 
 _BLOCK_BYTES = 64 << 20  # memory that is reserved at a time
-_KEPT_BYTES = 16 << 20  # a buffer that is not larger is kept for the thread's next layer
+_KEPT_BYTES = 16 << 20  # the largest buffer that a thread keeps, and the most that a small task reads
 _Result = TypeVar("_Result")
 
 
@@ -28,8 +28,9 @@ class Places:
         self._left = 0
         self._own: set[int] = set()
         self._lock = threading.Lock()
-        self._thread = threading.local()  # `buffer`: the thread's memory for a file's bytes; `is_one_of_many`
-        # The layers of the file from which a packed layer was made, by the address of its weights (see FileLinear.keep).
+        # `buffer`: the thread's memory for a file's bytes. `is_one_of_many`: True in the threads of `in_parallel`.
+        self._thread = threading.local()
+        # By the address of a packed layer's weights: the file's layers from which it was made (see FileLinear.keep).
         self.sources: dict[int, list[FileLinear]] = {}
 
     def empty(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
@@ -45,15 +46,15 @@ class Places:
         return tensor
 
     def moved(self, tensor: Tensor) -> Tensor:
-        """Return a contiguous copy, or the tensor itself if it is already in this memory."""
+        """Return a contiguous copy in this memory, or the tensor itself if it is already there."""
         if tensor.data_ptr() in self._own:
             return tensor
         return self.empty(tensor.dtype, tuple(tensor.shape)).copy_(tensor)
 
     def buffer(self, num_bytes: int) -> Tensor:
-        """Return memory of this thread, (num_bytes,) uint8. It is valid until the next call.
+        """Return memory of this thread, (num_bytes,) uint8. It is valid until the thread's next call.
 
-        New memory costs more than copying a file's bytes into it, because the system first fills it with zeros.
+        Buffers are reused: the system fills new memory with zeros, which takes longer than copying a file's bytes.
         """
         kept: Tensor | None = getattr(self._thread, "buffer", None)
         if kept is None or len(kept) < num_bytes:
@@ -67,10 +68,11 @@ class Places:
         return 1 if getattr(self._thread, "is_one_of_many", False) else torch.get_num_threads()
 
     def in_parallel(self, tasks: "Iterable[tuple[int, Callable[[], _Result]]]") -> list[_Result]:
-        """Run tasks and return their results in order. Each has the number of bytes that it reads.
+        """Run tasks and return their results in order. `tasks`: the number of bytes that each reads, and the task.
 
-        Small tasks run at the same time, with one thread each. Threads that share one small task wait for each other more
-        than they compute. Large tasks run one after another with all threads, so that few bytes of the file are in memory.
+        Small tasks run at the same time, with one thread each: threads that share a small task wait for each other
+        longer than they compute. Large tasks run one after another with all threads, so that few bytes of the file are
+        in memory at a time.
         """
         listed = list(tasks)
         with ThreadPoolExecutor(torch.get_num_threads(), "pack", self._enter_pool) as pool:

@@ -2,7 +2,7 @@
 
 The weights stay in the GGUF file. A plan names, for each packed layer, its tensors in the file. The plan's file
 contains the other tensors, which are small: norms, rotary frequencies, biases. A plan is valid for one precision, one
-layout of packed weights, and one version of all other inputs. Its name contains all of them.
+layout of packed weights, and one version of all other inputs. Its path depends on all of them.
 """
 
 import hashlib
@@ -74,14 +74,14 @@ def write_plan(
     """Write a decoder's plan.
 
     Args:
-        path: As `plan_path` returns it.
+        path: The result of `plan_path`.
         decoder: The decoder.
         info: The model's other properties.
-        places: The memory of its packed layers.
-        embeddings: Tensors of the file by the address of the unchanged weights in memory.
+        places: The memory of the decoder's packed layers.
+        embeddings: Tensors of the file by the memory address of parameters with the same weights.
 
     Raises:
-        NoPlan: A packed layer is not made from the file's layers, or a large tensor differs from the file's.
+        NoPlan: A packed layer, the embedding or another large tensor cannot be read from the file.
         OSError: The plan cannot be written.
     """
     layers = {linear.packed.weights.data_ptr(): linear for linear in decoder.linears}
@@ -91,7 +91,7 @@ def write_plan(
     tensors = dict(packed_cache.tensors_of(decoder))
     for name, tensor in tensors.items():
         stem, _, part = name.rpartition(".")
-        if part == "weights" and tensor.data_ptr() not in places.sources:  # experts and their router
+        if part == "weights" and tensor.data_ptr() not in places.sources:  # the case for experts and their router
             raise NoPlan("a packed layer cannot be read from the file")
         if part == "weights":
             layer, sources = layers[tensor.data_ptr()], places.sources[tensor.data_ptr()]
@@ -112,11 +112,20 @@ def write_plan(
 
 
 def read_plan(path: Path, source: Path) -> Planned:
-    """Read a decoder's weights from the GGUF file `source` by its plan.
+    """Read a decoder's weights from the GGUF file `source` according to the plan at `path`.
 
     Raises:
         ValueError: The plan is damaged, or no kernel of this CPU has its layout.
     """
+    try:
+        return _read_plan(path, source)
+    except (ValueError, MemoryError):  # these have their own sentence, or do not mean that the plan is damaged
+        raise
+    except Exception as error:  # reading damaged files raises errors of many types
+        raise ValueError(f"{path.name} cannot be used: {error}") from error
+
+
+def _read_plan(path: Path, source: Path) -> Planned:
     with safe_open(path, framework="pt") as file:
         metadata = json.loads(file.metadata()["tailrace"])
         own = {name: file.get_tensor(name) for name in file.keys()}

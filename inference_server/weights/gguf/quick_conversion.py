@@ -1,7 +1,8 @@
-"""Speeds up transformers' conversion of GGUF files. The result stays bit-identical.
+"""Speeds up transformers' conversion of GGUF files without changing its result.
 
 transformers reads a file three times with gguf's reader, which makes several numpy arrays for each token of the
-vocabulary. It lists gguf's tensor names again for every module of the model. It dequantises 16 rows at a time.
+vocabulary. transformers builds gguf's map of tensor names again for every module of the model. gguf dequantises 16 rows
+at a time. The replacements cache the reader and the map, and dequantise whole tensors of three formats with torch.
 """
 
 import struct
@@ -19,17 +20,23 @@ from gguf import dequantize as slow_dequantize
 from inference_server.weights.replaced import replaced
 
 _LENGTH = struct.Struct("<Q")
-_ARRAY_HEAD = struct.Struct("<IQ")  # type and number of the elements
+_ARRAY_HEAD = struct.Struct("<IQ")  # the elements' type and number
 
 
 class QuickReader(GGUFReader):  # type: ignore[misc]  # gguf has no type information
-    """Reads a GGUF file as gguf's reader does, but without a numpy array for every element of the metadata's arrays."""
+    """Reads a GGUF file as gguf's reader does, but faster.
+
+    The strings of a metadata array are memoryviews instead of numpy arrays. An array's numbers are read together.
+    """
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[Any], Any, list[Any]]:
-        """Return size, parts, indices of the values among the parts, and types of the value at an offset in bytes."""
+        """Read the metadata value at byte `orig_offs`.
+
+        Returns its size in bytes, its parts, the indices of the parts that are values, and its types.
+        """
         if raw_type != GGUFValueType.ARRAY or self.byte_order != "I":
             return super()._get_field_parts(orig_offs, raw_type)  # type: ignore[no-any-return]
-        content = self.data.data  # without numpy's class for mapped files, which is slow to slice
+        content = self.data.data  # a memoryview, because slicing numpy's class for mapped files is slow
         element, count = _ARRAY_HEAD.unpack_from(content, orig_offs)
         start, parts = orig_offs + _ARRAY_HEAD.size, list[Any]()
         if element == GGUFValueType.STRING:
@@ -44,7 +51,7 @@ class QuickReader(GGUFReader):  # type: ignore[misc]  # gguf has no type informa
 
 
 def _strings(content: memoryview, offset: int, count: int) -> tuple[int, list[memoryview]]:
-    """Return the offset after `count` strings that begin at `offset`, and their bytes."""
+    """Return the offset after `count` strings that begin at `offset`, and the bytes of each string."""
     strings = []
     for _ in range(count):
         (length,) = _LENGTH.unpack_from(content, offset)
@@ -58,7 +65,7 @@ def dequantize(data: Any, tensor_type: GGMLQuantizationType) -> Any:
 
     Args:
         data: (…, bytes of a row) uint8, or the numbers themselves if the type is a float type.
-        tensor_type: GGUF's number format. Q4_0, Q4_1 and Q8_0 are dequantised by all threads of torch.
+        tensor_type: GGUF's number format. torch dequantises Q4_0, Q4_1 and Q8_0 with several threads, gguf the others.
 
     Raises:
         NotImplementedError: gguf does not dequantise this format.
@@ -102,12 +109,12 @@ _QUICK = {
 
 @contextmanager
 def quick_conversion() -> Iterator[None]:
-    """Replace parts of gguf by faster ones while transformers converts a file. The caller holds loading_lock.LOADING.
+    """Replace parts of gguf with faster ones while transformers converts a file. The caller holds loading_lock.LOADING.
 
     If another release of transformers or gguf does not use the replaced names, the conversion runs at its usual speed.
     """
     import transformers
-    from transformers import modeling_gguf_pytorch_utils  # takes half a second, and a second start does not need it
+    from transformers import modeling_gguf_pytorch_utils  # takes 0.5 s: not imported by starts that convert nothing
 
     with ExitStack() as replacements:
         for name, quick in (

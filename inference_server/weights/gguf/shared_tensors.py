@@ -13,16 +13,16 @@ _Value = TypeVar("_Value")
 
 
 def state_of(file: Path) -> str:
-    """Return a text that changes with the file's path and content."""
+    """Return a text that changes with the file's path, size and modification time."""
     status = file.stat()
     return f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
 
 
 def shared(state: str, description: Any, make: Callable[[], _Value]) -> _Value:
-    """Return the result of `make`, or that of an earlier call with the same arguments if it is still in use.
+    """Return the result of `make`, or an earlier result with the same state and description that is still in use.
 
     Args:
-        state: The state of the file on whose content the result depends.
+        state: Result of `state_of` for the file on whose content the result of `make` depends.
         description: All other inputs of the result, as JSON values.
         make: Computes the result, an object that callers do not change.
     """

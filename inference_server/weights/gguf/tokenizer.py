@@ -8,9 +8,9 @@ from inference_server.weights.gguf.quick_conversion import quick_conversion
 
 logger = logging.getLogger(__name__)
 
-# Vocabularies, by llama.cpp's names, that split numbers into digits. transformers splits them like GPT-2's.
+# Vocabularies (llama.cpp's names) whose tokenizers split numbers into digits. transformers would split as for GPT-2.
 _SINGLE_DIGITS = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
-# Vocabularies with the same split as one that transformers supports.
+# Vocabularies that transformers may not support, each with a supported one whose tokenizer splits texts equally.
 _SAME_SPLIT = {
     "chatglm-bpe": "llama3",
     "glm4": "llama3",
@@ -18,12 +18,12 @@ _SAME_SPLIT = {
     "hunyuan": "qwen2",
     "megrez": "qwen2",
 }
-# Vocabularies that are split like GPT-2's.
+# Vocabularies whose tokenizers split texts as GPT-2's does.
 _GPT2 = {"default", "gpt-2", "gpt2", "phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "granite-docling"}
 
 
 def read_gguf_tokenizer(file: GgufFile) -> Any:
-    """Return the transformers tokenizer, in the fast format. The caller holds loading_lock.LOADING."""
+    """Return the file's tokenizer as a fast tokenizer of transformers. The caller holds loading_lock.LOADING."""
     from transformers import AutoTokenizer
 
     with quick_conversion():

@@ -19,7 +19,7 @@ from inference_server.cpu.linear.integer_weights import Int4
 from inference_server.errors import UnsupportedModel
 from inference_server.weights.quantized import unpacking
 
-# Names of a layer's tensors that contain its weights, by format.
+# By format: the last part of the name of the tensor that contains a layer's codes.
 _MAIN = {"awq": "qweight", "gptq": "qweight", "packed": "weight_packed"}
 # Tensors that only describe weights or activations, by the last part of their names.
 _COMPANIONS = frozenset(
@@ -132,7 +132,7 @@ class Checkpoint:
                 yield name, LazyTensor(partial(self._plain, name))
 
     def int4(self, layer: str) -> Int4 | None:
-        """Return the codes of one of `int4_layers`; None if its groups do not fit the int4 layout.
+        """Return the weights of one of `int4_layers`, or None if the layer's groups do not fit the int4 layout.
 
         Raises:
             UnsupportedModel: The layer lacks one of its tensors.

@@ -18,7 +18,9 @@ class QuantizedSource:
     checkpoint: Checkpoint
 
     def load(self, **options: Any) -> Any:
-        """Return the model as transformers' `from_pretrained` would with these keyword arguments.
+        """Return the model and the loading report, as transformers' `from_pretrained` does with these options.
+
+        The options include `output_loading_info=True`.
 
         Raises:
             ValueError: transformers has no causal language model for the configuration.

@@ -22,7 +22,7 @@ def scaled(codes: Tensor, scale: Tensor) -> Tensor:
     Args:
         codes: (out_features, in_features) float8 or int8.
         scale: One number; one for each output, (out_features,) or (out_features, 1); or one for each block of equal
-            size, (rows, columns).
+            size, (rows of blocks, columns of blocks).
     """
     scale = scale.float()
     if scale.dim() < 2:
@@ -112,7 +112,8 @@ def packed_int4(packed: Tensor, scales: Tensor, zeros: Tensor | None, in_feature
 def _gptq_codes(qweight: Tensor, qzeros: Tensor, zero_offset: int) -> tuple[Tensor, Tensor]:
     """Return codes (out_features, in_features) and zero points (groups, out_features), both uint8."""
     codes = _fields(qweight.T.contiguous()).flatten(1)
-    # GPTQModel subtracts the offset from whole words, so a zero point of 0 borrows from the next field.
+    # GPTQModel subtracts the offset from whole words, so a zero point of 0 borrows from the next field. Adding it to
+    # whole words restores the field.
     words = (qzeros.long() + zero_offset * _ONE_IN_EACH_FIELD) & 0xFFFFFFFF
     return codes, _fields(words).flatten(1)
 

@@ -80,6 +80,12 @@ def test_a_catalog_of_the_users_own_precedes_the_catalogue(tmp_path, folder):
     assert the_entry("@cf/meta/llama-3.2-1b-instruct", catalog).weights == Weights(path=folder)
 
 
+def test_a_catalog_of_the_users_own_may_use_names_like_hub_ids(tmp_path, folder):
+    catalog = tmp_path / "catalog.toml"
+    catalog.write_text(f'[[models]]\nname = "team/model"\nsource = {{ path = "{folder}" }}\n')
+    assert the_entry("team/model", catalog).weights == Weights(path=folder)
+
+
 def test_every_model_of_the_catalogue_has_an_entry_or_the_reason_why_not():
     for name, known in known_models().items():
         if known.runs_on == "tailrace":

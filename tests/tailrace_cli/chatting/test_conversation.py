@@ -1,12 +1,13 @@
 """Saved conversations, the history file and the completion of a chat."""
 
 import json
+import os
 import stat
 
 import pytest
 
 from tailrace_cli.chatting import history
-from tailrace_cli.chatting.commands import State, completions
+from tailrace_cli.chatting.commands import State, completions, obey
 from tailrace_cli.chatting.conversation import Conversation, load, save
 from tailrace_cli.client import ModelLine
 from tailrace_cli.errors import Failure
@@ -38,6 +39,22 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path):
         save(SAVED, tmp_path / "none" / "chat.json")
 
 
+@pytest.mark.parametrize("name", ["file/chat.json", "x" * 300])
+def test_a_name_that_cannot_be_used_is_a_sentence(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(Failure, match="cannot be written: "):
+        save(SAVED, tmp_path / name)
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_unknown_home_directory_is_a_sentence(tmp_path):
+    state = State(None, SAVED, [], can_edit=True)
+    for command in ("/save", "/load", "/schema"):
+        with pytest.raises(Failure, match="home directory"):
+            obey(f"{command} ~nosuchuser/chat.json", state)
+        assert completions(f"{command} ~nosuchuser/ch", state) == []
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -46,6 +63,9 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path):
         {"turns": 1},
         {"system": None},
         {"sampling": {"top_p": "x"}},
+        {"sampling": {"top_p": 2}},
+        {"sampling": {"max_tokens": 1.5}},
+        {"sampling": {"nothing": 1}},
         {"schema": 3},
     ],
 )
@@ -92,6 +112,14 @@ def test_an_unusable_history_is_a_note(state_home, monkeypatch, capsys):
     monkeypatch.setenv("TAILRACE_CHAT_HISTORY", "/proc/none/x")
     assert history.history_file(is_wanted=True) is None
     assert "No history is kept: /proc/none/x cannot be used" in capsys.readouterr().err
+
+
+def test_a_history_that_is_no_file_keeps_its_mode(monkeypatch):
+    monkeypatch.setenv("TAILRACE_CHAT_HISTORY", "/dev/null")
+    before = os.stat("/dev/null").st_mode
+    monkeypatch.setattr("pathlib.Path.chmod", lambda path, mode: pytest.fail(f"{path} would have the mode {mode:o}"))
+    assert history.history_file(is_wanted=True) is None
+    assert os.stat("/dev/null").st_mode == before
 
 
 def test_both_editors_read_the_same_history(state_home):

@@ -1,5 +1,6 @@
 """Markdown in a terminal: the styles, and that they do not depend on the pieces of a stream."""
 
+import itertools
 import random
 import re
 
@@ -72,3 +73,9 @@ def test_words_do_not_wait_for_the_end_of_the_line():
 def test_an_unclosed_marker_waits_for_a_bounded_text():
     styler = MarkdownStyler()
     assert "word" in "".join(styler.feed("**word ") for _ in range(60))
+
+
+def test_emphasis_longer_than_a_styler_waits_for_is_plain_however_it_arrives():
+    for mark in ("*", "`"):
+        text = f"a {mark}{'b' * 300}{mark} c\n"
+        assert styled(text) == styled(text, itertools.repeat(1)) == text

@@ -76,3 +76,9 @@ def test_plain_text_has_no_styles(monkeypatch, is_plain):
     if not is_plain:
         monkeypatch.setenv("NO_COLOR", "1")
     assert shown(monkeypatch, Terminal(), PIECES[1], is_plain=is_plain)[0] == "**a**[31m\n"
+
+
+def test_a_sentence_of_a_server_cannot_control_the_terminal(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    output.tell("There is no model \033]0;title\a\r\033[2J.")
+    assert sys.stderr.getvalue() == "There is no model ]0;title[2J.\n"

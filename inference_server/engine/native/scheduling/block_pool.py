@@ -1,4 +1,4 @@
-"""Allocates the blocks of the KV cache to sequences, and finds blocks that earlier prompts left (prefix cache).
+"""Allocates the blocks of the KV cache to sequences, and finds cached blocks of earlier prompts (prefix cache).
 
 A block contains the keys and values of `block_size` consecutive tokens in all layers. Full blocks are registered under a
 key of all tokens up to their end (prefix_keys.py), so that a prompt with the same beginning reuses them. A registered block
@@ -36,7 +36,7 @@ class BlockPool:
         self._by_key: dict[PrefixKey, int] = {}
         # Registered blocks without users; least recently used first.
         self._unused: OrderedDict[int, None] = OrderedDict()
-        self._free: list[int] = []  # used before, so their memory is already allocated by the system
+        self._free: list[int] = []  # blocks used before, whose memory the system has already allocated
         self._next_fresh = num_reserved
         self._end = num_reserved + num_blocks
 
@@ -46,11 +46,11 @@ class BlockPool:
         return len(self._free) + len(self._unused) + self._end - self._next_fresh
 
     def num_available_after(self, released: Items[int], shared: Items[int]) -> int:
-        """Return the number of blocks that `allocate` could return after some were released while others are shared.
+        """Return the number of blocks that `allocate` could return after sharing some blocks and releasing others.
 
         Args:
-            released: Blocks, each listed as many times as it would be released.
-            shared: Registered blocks, each once, that get one more user before the release.
+            released: Blocks to release, each listed once for each user that it loses.
+            shared: Registered blocks, each listed once, that get one more user before the release.
         """
         kept = set(shared)
         num_freed = sum(
@@ -83,9 +83,9 @@ class BlockPool:
             self._unused.pop(block, None)
 
     def release(self, blocks: Items[int]) -> None:
-        """Remove a user from each block.
+        """Remove a user from each block. Expects the blocks in the order of the sequence.
 
-        Blocks at the end of a sequence will be evicted before the blocks that they depend on.
+        The last blocks of the sequence will be evicted before the blocks that they depend on.
         """
         for block in reversed(blocks):
             self._num_users[block] -= 1
@@ -99,7 +99,10 @@ class BlockPool:
             self._free.append(self._evict())
 
     def register(self, block: int, key: PrefixKey) -> None:
-        """Make a full, computed block available to later prompts. Has no effect if another block has the same key."""
+        """Make a full, computed block available to later prompts.
+
+        Has no effect if a block with this key is registered.
+        """
         if self._max_unused and key not in self._by_key and block not in self._keys:
             self._by_key[key] = block
             self._keys[block] = key

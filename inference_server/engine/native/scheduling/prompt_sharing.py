@@ -2,8 +2,8 @@
 
 A running sequence claims the blocks that its prompt will fill, unless another running sequence has claimed them. A sequence
 whose next block has another owner waits until that block is in the prefix cache, and takes it from there. If the owner is
-cancelled, fails or is preempted, its claims end, and the waiting sequence claims the block itself. So the owner of the first
-missing block of a prompt can always continue.
+cancelled, fails or is preempted, its claims end, and the waiting sequence claims the block itself. Sequences never wait
+for each other in a cycle, because the owner of the first missing block of a prompt can always continue.
 """
 
 from inference_server.engine.native.scheduling.block_pool import BlockPool
@@ -18,14 +18,14 @@ class PromptSharing:
     def __init__(self, pool: BlockPool, policy: Policy) -> None:
         """Start without claims. `pool`: the scheduler's blocks, with the prefix cache."""
         self._pool = pool
-        # Batch-invariant chunks must begin at the same positions as without the cache.
+        # Batch-invariant chunks must begin at the same positions as without the cache, so only whole chunks are reused.
         size = pool.block_size
         self._blocks_at_once = policy.chunk_size(size) // size if policy.batch_invariant else 1
         self._owners: dict[PrefixKey, Sequence] = {}
         self._claimed: dict[Sequence, list[PrefixKey]] = {}
 
     def cached(self, seq: Sequence) -> list[int]:
-        """Return the blocks in the prefix cache that contain the beginning of a sequence."""
+        """Return the blocks in the prefix cache that a sequence can reuse for its first tokens."""
         found = self._pool.match(self._usable_keys(seq))
         return found[: len(found) // self._blocks_at_once * self._blocks_at_once]
 
@@ -37,7 +37,10 @@ class PromptSharing:
             self._claim(seq, keys[seq.num_computed // size :])
 
     def take(self, seq: Sequence) -> int:
-        """Replace a sequence's next blocks with blocks that other sequences computed. Returns the number of tokens."""
+        """Replace a sequence's next blocks with blocks that other sequences computed.
+
+        Returns the number of their tokens.
+        """
         size = self._pool.block_size
         first = seq.num_computed // size
         if seq.num_computed % size or not self._pool.has_prefix_cache:
@@ -54,9 +57,9 @@ class PromptSharing:
         return (last - first) * size
 
     def may_go_on(self, seq: Sequence) -> bool:
-        """Return False if another running sequence is going to compute the next block of a sequence.
+        """Return False if a sequence must wait because another running sequence is going to compute its next block.
 
-        The next block of an interactive request never depends on a batch request, which may pause.
+        An interactive request never waits for a batch request, which may pause, but claims the block itself.
         """
         size = self._pool.block_size
         if seq.num_computed % size or not self._pool.has_prefix_cache:
@@ -87,7 +90,10 @@ class PromptSharing:
                 claimed.append(key)
 
     def _usable_keys(self, seq: Sequence) -> list[PrefixKey]:
-        """Return the keys of the blocks that a sequence can share. Its last token is always computed for its logits."""
+        """Return the keys of the blocks that a sequence can share.
+
+        Its last token is always computed, for the logits.
+        """
         return seq.block_keys.get(seq.token_ids, (len(seq.token_ids) - 1) // self._pool.block_size)
 
 

@@ -3,11 +3,11 @@
 A sequence waits, then runs until it is finished. A step decodes one token of every running sequence with a complete prompt,
 and prefills a chunk of the other prompts. When blocks run out, the sequence admitted last is preempted. It goes to the
 head of the wait queue, keeps its tokens, and is computed again later. When the device's memory runs out, fewer sequences run
-together for some time.
+at the same time for a while.
 
-Batch requests use the capacity that interactive requests leave: few of their sequences run together, with small chunks of
-their prompts. They pause while an interactive prompt is computed. They are preempted first, also to free a slot for an
-interactive request.
+Batch requests use the capacity that interactive requests leave. A limited number of them run at the same time, and
+their prompts are computed in small chunks. They pause while an interactive prompt is computed. They are preempted
+first, also to free a slot for an interactive request.
 
 Prompts with the same beginning are computed once, also if they arrive together (prompt_sharing.py). This module works with
 token counts only and does not depend on text, tensors or gRPC.
@@ -27,7 +27,7 @@ from inference_server.engine.prefix_keys import BlockKeys
 from inference_server.engine.sequence import Sequence
 from inference_server.engine.wait_queue import RunningCounts, WaitQueue
 
-# Number of steps with enough memory after which one more sequence may run.
+# After memory ran out, one more sequence may run each time this many steps had enough memory.
 _STEPS_TO_RECOVER = 64
 
 
@@ -41,7 +41,7 @@ class Scheduler:
         num_queried_tokens: Prompt tokens looked up in the prefix cache since the start. Preempted sequences count once.
         num_hit_tokens: Prompt tokens found in the prefix cache.
         num_admitted: Sequences admitted since the start. Preempted ones count once.
-        max_running: Sequences that may run together at present.
+        max_running: Sequences that may run at the same time; temporarily lower after memory ran out.
         num_changes: Sequences added, admitted, preempted or removed since the start.
     """
 
@@ -78,7 +78,7 @@ class Scheduler:
     @property
     def preempts_batch(self) -> bool:
         """True if interactive requests can take the slots and blocks of batch requests."""
-        return not self._policy.batch_invariant  # a second computation may round differently
+        return not self._policy.batch_invariant  # a preempted sequence is computed again, which may round differently
 
     @property
     def is_idle(self) -> bool:
@@ -94,7 +94,7 @@ class Scheduler:
         self.num_changes += 1
 
     def remove(self, seq: Sequence) -> None:
-        """Remove a finished or cancelled sequence and release its blocks. Has no effect on one that was removed before."""
+        """Remove a finished or cancelled sequence and release its blocks. Has no effect if it was removed before."""
         self.num_changes += 1
         if seq in self.running:
             self.running.remove(seq)
@@ -103,7 +103,7 @@ class Scheduler:
             self.waiting.remove(seq)
 
     def discard(self, seq: Sequence) -> None:
-        """Remove a sequence whose computation failed, so that no prompt reuses its blocks."""
+        """Remove a sequence whose computation failed, and unregister its blocks, so that no prompt reuses them."""
         self._pool.forget(seq.block_ids)
         self.remove(seq)
 
@@ -159,9 +159,11 @@ class Scheduler:
         return min(num_drafts, len(seq.block_ids) * size - seq.num_computed - 1)
 
     def shrink(self, seqs: list[Sequence]) -> bool:
-        """Preempt sequences after memory ran out. Afterwards at most half as many run, with the smallest prompt chunks.
+        """Preempt `seqs` after memory ran out, and halve the limit on running sequences (at least 1).
 
-        Returns False, without a change, if a single sequence already ran alone.
+        Other running sequences continue. Until the limit has recovered, prompt chunks have the smallest size.
+
+        Returns False, without a change, if the limit is already one running sequence.
         """
         if len(self.running) <= 1 and self.max_running == 1:
             return False
@@ -203,7 +205,7 @@ class Scheduler:
         return not self._policy.batch_invariant or seq.num_computed <= seq.num_prompt_tokens
 
     def _allocate_next_blocks(self) -> None:
-        """Give every decoding sequence a block for its next token. Preempts other sequences if necessary."""
+        """Give every decoding sequence a block for its next token. Preempts sequences if blocks run out."""
         for seq in list(self.running):
             if seq in self.running and not seq.is_prefilling:
                 while not self._has_next_block(seq):
@@ -264,7 +266,7 @@ class Scheduler:
         return len(self.running) >= self.max_running and self._last_batch_seq() is None
 
     def _victim_for(self, seq: Sequence) -> Sequence | None:
-        """Return the sequence to preempt so that a waiting sequence gets a slot and blocks, or None."""
+        """Return a sequence to preempt for a waiting one; None if preempting batch requests would not let it start."""
         if seq.request.is_batch or not self.preempts_batch:
             return None
         batch = [other for other in self.running if other.request.is_batch]

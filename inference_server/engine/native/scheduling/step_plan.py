@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from inference_server.engine.sequence import Sequence
 
-# A step with prompts of batch requests computes about `prefill_chunk_tokens // _BATCH_PART` tokens.
+# A step that prefills batch requests computes about `prefill_chunk_tokens // _BATCH_PART` tokens.
 _BATCH_PART = 4
 
 
@@ -14,14 +14,14 @@ class Policy:
     """Limits and modes of the scheduler.
 
     Attributes:
-        max_running_seqs: Sequences that run together.
-        prefill_chunk_tokens: Prompt tokens of a step while most running sequences decode.
+        max_running_seqs: Sequences that may run at the same time.
+        prefill_chunk_tokens: Prompt tokens per step while most running sequences decode.
         idle_chunk_tokens: Prompt tokens per step while no sequence decodes. May be larger than prefill_chunk_tokens,
             because no decoding sequence is delayed.
         batch_invariant: True if the results of a sequence do not depend on the other requests in the batch.
         scope_by_account: True if an account cannot reuse the prefix cache of another account.
-        max_account_seqs: Sequences of one account that run together, of each priority; None: any number.
-        max_batch_seqs: Sequences of batch requests that run together; None: any number.
+        max_account_seqs: Sequences of one account and one priority that may run at the same time; None: any number.
+        max_batch_seqs: Sequences of batch requests that may run at the same time; None: any number.
     """
 
     max_running_seqs: int
@@ -71,7 +71,7 @@ class StepPlan:
 
 
 def prefill_budget(policy: Policy, num_prefilling: int, num_decoding: int, *, is_smallest: bool) -> int:
-    """Return the number of prompt tokens of a step. It grows with the share of the sequences that prefill.
+    """Return the number of prompt tokens of a step. It grows with the share of sequences that are prefilling.
 
     Prompt tokens delay the sequences that decode. The result is a multiple of the smallest chunk, because a partial
     chunk takes as long as a whole one.
@@ -103,13 +103,13 @@ def batch_budget(policy: Policy, num_decoding: int) -> int:
 
 
 def prefill_chunks(policy: Policy, block_size: int, seqs: Iterable[Sequence], budget: int) -> list[PrefillChunk]:
-    """Divide a step's prompt tokens among sequences, in their order.
+    """Divide a step's prompt tokens among sequences, in the given order.
 
     Args:
         policy: Limits of the scheduler.
         block_size: Tokens of a block.
         seqs: Sequences whose prompts are not complete.
-        budget: Prompt tokens of the step. A batch-invariant chunk may exceed it.
+        budget: Number of prompt tokens of the step. A batch-invariant chunk may exceed this number.
     """
     chunks = []
     for seq in seqs:

@@ -18,7 +18,7 @@ class Acceptance:
         self._shares = list(guesses)
 
     def share(self, kind: int) -> float:
-        """Return the probability that the next draft token of this kind is accepted, 0 to 1."""
+        """Return the estimated probability that the next draft token of this kind is accepted, 0 to 1."""
         return self._shares[kind]
 
     def add(self, kind: int, num_drafted: int, num_accepted: int) -> None:

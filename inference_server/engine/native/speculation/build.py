@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def with_draft_model(model: PreparedModel, key: EngineKey, device: torch.device, settings: Settings) -> PreparedModel:
-    """Return the model with the draft model of its key, if there is one.
+    """Return the model with the draft model of its key, if there is one and the device is a CPU.
 
     Raises:
         ConfigurationError: The draft model cannot be loaded, or has another tokenizer.
@@ -44,14 +44,14 @@ def with_draft_model(model: PreparedModel, key: EngineKey, device: torch.device,
 
 
 def drafting_of(spec: EngineSpec[PreparedModel], runner: ModelRunner) -> Callable[[Scheduler], Drafting] | None:
-    """Return a function that creates the Drafting for a scheduler; None: no draft tokens.
+    """Return a function that creates the Drafting for a scheduler, or None if the engine uses no draft tokens.
 
     On a CPU, prompt lookup is on unless the catalog sets "off". On a GPU it is off unless the catalog sets
-    "prompt-lookup" or a draft model, because steps with draft tokens do not overlap with the work of the host.
+    "prompt-lookup" or a draft model. Steps with draft tokens on a GPU do not overlap with the work of the host.
 
     Args:
-        spec: The engine.
-        runner: Computes the passes of the engine's model.
+        spec: Parameters of the engine.
+        runner: Computes the forward passes of the engine's model.
     """
     is_cpu = spec.device.type == "cpu"
     wanted = spec.key.speculation or ("prompt-lookup" if is_cpu or spec.key.draft else "off")

@@ -1,4 +1,4 @@
-"""Estimates how much longer a decode step takes with more rows, from the times of the steps so far.
+"""Estimates how much longer a decode step takes with more rows, from the durations of earlier steps.
 
 A few rows share one read of the weights, so each additional row costs little. With more rows, each one costs more. The
 ratio depends on the model, the precision, the processor, the number of threads and the lengths of the sequences.
@@ -6,11 +6,11 @@ ratio depends on the model, the precision, the processor, the number of threads 
 
 # The largest number of rows whose ratio is kept.
 MAX_ROWS = 24
-# Initial guess: the ratio grows by this number with each row, until a step with that many rows was measured.
+# Initial guess: the ratio grows by this number with each row. Measured steps replace the guess.
 _FIRST_GUESS = 0.25
 _BASE_WEIGHT = 0.3  # weight of the newest step in the time of a step of one row
 _RATIO_WEIGHT = 0.1  # weight of the newest step in the ratio for its number of rows
-_FIRST_WEIGHT = 0.5  # weight of the first step in the ratio for its number of rows
+_FIRST_WEIGHT = 0.5  # weight of the first measured step in the ratio for its number of rows
 _LARGEST_CHANGE = 2.0  # a step delayed by another process changes an estimate by at most this factor
 
 
@@ -58,7 +58,7 @@ class StepCosts:
         return self._ratios[num_rows]
 
     def _fill(self, changed: int) -> None:
-        """Interpolate the ratios of row counts without steps, next to `changed`, from measured ones."""
+        """Interpolate or extrapolate the ratios of the unmeasured row counts next to `changed`."""
         before, after = changed - 1, changed + 1
         while before > 1 and not self._is_known[before]:
             before -= 1

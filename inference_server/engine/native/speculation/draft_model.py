@@ -1,7 +1,7 @@
 """Computes draft tokens with a smaller model that has the same tokenizer and a separate KV cache.
 
-Draft tokens are sampled with the request's parameters and the random numbers of their positions. So if both models have
-the same probabilities, they sample the same token, at any temperature.
+Draft tokens are sampled with the request's parameters and the random numbers of their positions. So if both models
+compute the same probabilities, they sample the same token, at any temperature.
 """
 
 import logging
@@ -21,7 +21,7 @@ from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
 
 logger = logging.getLogger(__name__)
 
-_CHUNK_TOKENS = 256  # largest number of prompt tokens in one pass
+_CHUNK_TOKENS = 256  # largest number of tokens that one prefill pass computes
 _LAST_TOKENS = 2  # number of a sequence's last tokens that the first pass of a draft computes
 _TIME_WEIGHT = 0.2  # weight of the newest draft in the estimated time per token
 
@@ -39,7 +39,7 @@ class DraftModel:
     """A draft model. Used on the engine's thread only.
 
     Attributes:
-        seconds_per_token: Estimated time of one draft token; 0 before the first draft.
+        seconds_per_token: Estimated time to compute one draft token; 0 before the first draft.
         is_broken: True after a failure. From then on, all drafts are empty.
     """
 
@@ -47,10 +47,10 @@ class DraftModel:
         """Divide the runner's KV cache among sequences.
 
         Args:
-            runner: The model. Its cache has the blocks of `num_blocks`.
+            runner: Computes the draft model's passes. Its cache must have as many blocks as `num_blocks` returns.
             max_seqs: Sequences that get drafts at the same time.
             max_len: Tokens of the longest sequence.
-            vocab_size: Tokens of the vocabulary of the model that checks the drafts.
+            vocab_size: Vocabulary size of the model that checks the drafts.
         """
         self._runner = runner
         self._vocab_size = vocab_size
@@ -68,9 +68,10 @@ class DraftModel:
 
     @torch.inference_mode()
     def drafts(self, wanted: Items[tuple[Sequence, int]]) -> list[list[int]]:
-        """Return draft tokens for each pair of a sequence and its number of draft tokens.
+        """Return draft tokens for each pair of a sequence and its largest number of draft tokens.
 
-        The number is at most that of the tokens left in the reply, minus 1. After a failure, all drafts are empty.
+        The number must be below that of the tokens left in the reply. Drafts are empty after a failure, and if no
+        blocks are free for the sequence.
         """
         if self.is_broken:
             return [[] for _ in wanted]
@@ -84,7 +85,7 @@ class DraftModel:
     def _drafts(self, wanted: Items[tuple[Sequence, int]]) -> list[list[int]]:
         drafts: list[list[int]] = [[] for _ in wanted]
         active = [index for index, (seq, _) in enumerate(wanted) if self._catch_up(seq)]
-        # CPU time of this thread, which other processes do not increase. The times of steps are measured likewise.
+        # CPU time of this thread excludes delays by other processes. Decode steps are measured in the same way.
         started = time.thread_time()
         while active:
             # The first pass of a draft has the sequence's newest token, and possibly the token before it.
@@ -138,11 +139,11 @@ class DraftModel:
 
     @staticmethod
     def _sampled(logits: Tensor, places: list[tuple[Sequence, int]]) -> list[int]:
-        """Sample a token for each row. A place is a sequence and the distance from its newest token, in tokens."""
+        """Sample a token for each row. `places`: each row's sequence and its number of draft tokens so far."""
         rows = [Row(seq.request.sampling, len(seq.token_ids) + ahead) for seq, ahead in places]
         return [each.token_id for each in sample(logits, rows)]
 
 
 def num_blocks(max_seqs: int, max_len: int, block_size: int) -> int:
-    """Return the number of blocks in a draft model's KV cache, without the scratch block."""
+    """Return the number of blocks that a draft model's KV cache needs, without scratch blocks."""
     return max_seqs * -(-max_len // block_size)

@@ -18,17 +18,17 @@ from inference_server.engine.native.speculation.draft_model import DraftModel
 from inference_server.engine.native.speculation.lookup import RUN_LENGTHS, PromptLookup
 from inference_server.engine.sequence import Sequence
 
-# Draft tokens of one sequence in a step.
+# Largest number of draft tokens of one sequence in a step.
 MAX_DRAFT = 11
 # Larger batches get no drafts: their rows fill the processor already, and the search would delay them.
 MAX_SEQS = 4
-# A step with drafts must be expected to increase the tokens per second by this factor.
+# Drafts are used only if they are expected to increase the tokens per second by more than this factor.
 _MARGIN = 1.05
-# After this many steps whose drafts were not expected to save time, one draft token is computed anyway, because the
-# estimate may be wrong. The number doubles with each such trial.
+# After this many successive steps whose drafts were not expected to save time, one draft token is computed anyway,
+# because the estimate may be wrong. The number doubles with each such trial, up to _LONGEST_PATIENCE.
 _FIRST_PATIENCE = 32
 _LONGEST_PATIENCE = 1024
-# Expected share of accepted draft tokens of a new sequence: of drafts after runs of RUN_LENGTHS, and of a draft model.
+# Expected share of accepted draft tokens in a new sequence, by kind: lookups of each of RUN_LENGTHS, and a draft model.
 FIRST_GUESSES = (0.9, 0.7, 0.45, 0.7)
 _DRAFT_MODEL_KIND = len(RUN_LENGTHS)
 
@@ -39,7 +39,7 @@ class _State:
 
     lookup: PromptLookup = field(default_factory=lambda: PromptLookup())
     acceptance: Acceptance = field(default_factory=lambda: Acceptance(FIRST_GUESSES))
-    kind: int = 0  # kind of the draft in the current step
+    kind: int = 0  # kind of the draft in the current step: an index of FIRST_GUESSES
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class _Found:
 
 
 class Drafting:
-    """Drafts of one engine's sequences. Used on the engine's thread only.
+    """Chooser of draft tokens for one engine's sequences. Used on the engine's thread only.
 
     Attributes:
         num_drafted: Draft tokens computed since the start.
@@ -97,9 +97,10 @@ class Drafting:
         return dataclasses.replace(plan, drafts=drafts) if drafts else plan
 
     def expects(self, seqs: list[Sequence]) -> bool:
-        """Return True if a step with drafts is expected to save time. The newest token may not be known yet.
+        """Return True if a step with drafts is expected to save time, or if the next trial is due.
 
-        On a GPU the host is one token behind. The caller reads that token before it plans a step with drafts.
+        On a GPU the host may not have read the newest token yet, so the estimate may lack it. The caller reads this
+        token before it plans a step with drafts.
         """
         if not 0 < len(seqs) <= MAX_SEQS or len(seqs) >= self._max_rows:
             return False
@@ -123,7 +124,7 @@ class Drafting:
         results = []
         for seq in seqs:
             state = _state_of(seq)
-            # A step appends one token more than it accepts.
+            # A step appends one token more than it accepts, so the draft must leave room for this token.
             count = min(MAX_DRAFT, seq.num_tokens_left - 1)
             if count <= 0:
                 continue
@@ -166,7 +167,7 @@ class Drafting:
         return [(each, count) for each, count in zip(found, counts, strict=True) if count]
 
     def _trial(self, found: list[_Found]) -> list[tuple[_Found, int]]:
-        """Return a short draft if no draft has been expected to save time for many steps, otherwise an empty list."""
+        """Return one draft token to try if no draft was expected to save time for `_patience` steps, else nothing."""
         if not found:
             return []
         self._num_skipped += 1
@@ -178,7 +179,7 @@ class Drafting:
         return [(best, 1)]
 
     def _model_cost(self, found: _Found) -> float:
-        """Return the time of one token of the draft model, relative to a step of one row."""
+        """Return the time of one draft token, relative to a step of one row; 0 if no draft model computes it."""
         if found.tokens is not None or self._draft_model is None or not self.costs.base_seconds:
             return 0.0
         return self._draft_model.seconds_per_token / self.costs.base_seconds

@@ -1,12 +1,12 @@
-"""Finds draft tokens in a sequence's own text: the tokens after the last earlier occurrence of its newest tokens.
+"""Finds draft tokens in a sequence itself: the tokens after the last earlier occurrence of its newest tokens.
 
 Replies that edit code, extract or summarise repeat parts of their prompt. Works with token ids only.
 """
 
 from collections.abc import Sequence as Items
 
-# Lengths in tokens of the runs that are looked up, longest first. A match of a long run is more reliable, and one of a
-# short run is more frequent.
+# Lengths in tokens of the runs that are looked up, longest first. Matches of long runs are more reliable, and matches
+# of short runs are more frequent.
 RUN_LENGTHS = (8, 4, 2)
 
 
@@ -30,7 +30,8 @@ class PromptLookup:
             count: The largest number of tokens to return.
 
         Returns:
-            The index in RUN_LENGTHS of the run that was found, and 1 to `count` tokens; no tokens if none was found.
+            The index in RUN_LENGTHS of the run that was found, and 1 to `count` tokens; 0 and no tokens if none was
+            found.
         """
         self._index(token_ids)
         for kind, (length, followers) in enumerate(zip(RUN_LENGTHS, self._followers, strict=True)):

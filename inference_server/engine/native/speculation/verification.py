@@ -1,9 +1,9 @@
-"""Checks the draft tokens of a step: samples each position's token, and accepts it while it equals the draft.
+"""Checks the draft tokens of a step: samples a token at each position, and accepts drafts up to the first difference.
 
-The random number of a position depends on the request's seed and the position only (gumbel.py). As long as the draft
-tokens before it are accepted, a row has the same logits as it would have alone in a step, up to rounding. So the reply
-is the same as without drafts, at any temperature. Rejected tokens leave keys and values behind, which the next step
-overwrites before it reads them.
+The random numbers of a position depend on the request's seed and the position only (gumbel.py). If all draft tokens
+before a row are accepted, its logits equal those of a step without drafts, up to rounding. So the reply is the same as
+without drafts, at any temperature. Rejected tokens leave keys and values in the cache, which later steps overwrite
+before they read them.
 """
 
 import time
@@ -33,7 +33,7 @@ class Appender(Protocol):
 
 @dataclass(slots=True)
 class _Check:
-    """The rows of one sequence: `first` for its newest token, and one more for each draft token."""
+    """The rows of one sequence: row `first` for its newest token, and one more row for each draft token."""
 
     seq: Sequence
     first: int
@@ -59,7 +59,7 @@ def verify(
         appender: Samples single rows, and appends tokens.
         scheduler: Records computed tokens.
         drafting: Records accepted tokens.
-        sample: Samples several rows of a sequence at once; None if each row is sampled alone.
+        sample: Samples several rows of a sequence at once; None if the rows must be sampled one after the other.
     """
     checks, first = [], 0
     for seq in plan.decode:
@@ -78,7 +78,7 @@ def verify(
 
 
 def _sample_ahead(checks: list[_Check], rows: Tensor, sample: Callable[[Logits], list[Sample]]) -> None:
-    """Sample all rows of the sequences whose sampling does not depend on the tokens before, in one call."""
+    """Sample all rows of the sequences without penalties or grammar in one call, because these rows are independent."""
     ahead = [check for check in checks if check.drafts and _is_independent(check.seq)]
     places = [(check, number) for check in ahead for number in range(1 + len(check.drafts))]
     if not places:
@@ -92,7 +92,7 @@ def _sample_ahead(checks: list[_Check], rows: Tensor, sample: Callable[[Logits],
     try:
         samples = sample(logits)
     except (NotFinite, GrammarLimit):
-        return  # the row may follow a rejected token, so the rows are sampled one after the other instead
+        return  # the row that failed may follow a rejected token, so the rows are sampled one after the other instead
     for (check, _), chosen in zip(places, samples, strict=True):
         check.samples = [*(check.samples or []), chosen]
 
@@ -102,7 +102,10 @@ def _is_independent(seq: Sequence) -> bool:
 
 
 def _goes_on(check: _Check, number: int, drafting: Drafting) -> bool:
-    """Return True if row `number` is needed: the sequence has not ended, and the draft token before was accepted."""
+    """Return True if row `number` is needed: the sequence has not ended, and the previous draft token was accepted.
+
+    Otherwise also records how many draft tokens were accepted.
+    """
     if not number:
         return True
     seq, drafts = check.seq, check.drafts

@@ -1,4 +1,4 @@
-"""Matrix products with bfloat16 weights on tile registers."""
+"""Emits matrix products with bfloat16 weights on tile registers."""
 
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,9 @@ class AmxBf16Unit(Bf16Unit):
     tiles = TileInstructions()
 
     def __init__(self, code: "Code", num_rows: "Int | int") -> None:
-        """Write the shapes of the tiles for 32 rows and for the rest. Configure those that are used first.
+        """Write the shapes of the tiles for 32 rows and for the remaining rows, and configure the shapes used first.
 
-        If `num_rows` is an int, there is no rest, and only `use_whole` configures the tiles.
+        If `num_rows` is an int, no rows remain, and only `use_whole` configures the tiles.
         """
         super().__init__(code, num_rows)
         self._num_rows = num_rows

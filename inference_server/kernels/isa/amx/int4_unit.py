@@ -1,4 +1,4 @@
-"""Matrix products with int4 weights on tile registers. Results are bit-identical to those of the vector unit."""
+"""Emits matrix products with int4 weights on tile registers. Results are bit-identical to those of the vector unit."""
 
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ _MAX_ROWS_ON_VECTORS = 4  # rows of a batch up to which vectors multiply int4 we
 
 
 class AmxInt4Unit(Int4Unit):
-    """Products of rows in two digits with int4 weights: on vectors for few rows, otherwise with tdpbssd.
+    """Products of fixed-point rows (two int8 digits) with int4 weights: on vectors for few rows, else with tdpbssd.
 
     The codes of two panels are unpacked to bytes before their first use: for each group, a tile of 8 rows for each panel.
     """

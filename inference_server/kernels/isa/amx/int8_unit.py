@@ -1,4 +1,4 @@
-"""Matrix products with int8 weights on tile registers. Results are bit-identical to those of the vector unit."""
+"""Emits matrix products with int8 weights on tile registers. Results are bit-identical to those of the vector unit."""
 
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class AmxInt8Unit(Int8Unit):
-    """Products of rows in two digits with signed int8 codes, with tdpbssd: 64 inputs in a step.
+    """Products of fixed-point rows (two int8 digits) with signed int8 codes, with tdpbssd: 64 inputs in a step.
 
     A tile of activations contains the high digits of 8 rows, then their low digits. A tile of sums has the same order.
     """
@@ -35,7 +35,7 @@ class AmxInt8Unit(Int8Unit):
         self.tiles.release(code)
 
     def multiply(self, code: "Code", rows: Int, width: Int, codes: Int, sums: Int, totals: Int, count: Int) -> None:
-        """See Int8Unit. The codes are signed, so that `sums` are not needed."""
+        """See Int8Unit. The codes are signed, so `sums` is not needed."""
         with code.either(count > DIGIT_ROWS) as (many, few):
             with many:
                 self._multiply(code, 2, rows, width, codes, totals)

@@ -1,4 +1,4 @@
-"""The numbers of the tile registers, and the product of tiles of rows and panels, for all units of AMX."""
+"""Assigns the tile registers, and emits the product of tiles of rows and panels, for all AMX units."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -35,7 +35,7 @@ def multiply_tiles(
         num_steps: Number of steps.
         load_weights: Loads the weights of a step and a panel.
         load_rows: Loads the rows of a step and a tile.
-        multiply: The tile instruction.
+        multiply: Emits the tile instruction.
     """
     for tile in range(num_tiles):
         for panel in range(2):

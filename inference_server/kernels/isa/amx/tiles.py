@@ -1,8 +1,9 @@
-"""The AMX instructions. A tile register holds up to 16 rows of up to 64 bytes; its number is part of an instruction.
+"""Emits the AMX instructions. A tile register holds up to 16 rows of up to 64 bytes, and is named by a constant number.
 
-tdpbssd multiplies a tile of activations (16 rows, 64 inputs) int8 by a tile of weights and adds the products to a tile of
-(16 rows, 16 outputs) int32. A row of the tile of weights holds 4 consecutive inputs of each of 16 outputs, int8.
-tdpbf16ps does the same for (16 rows, 32 inputs) bfloat16, with 2 consecutive inputs of each output, into float32.
+tdpbssd multiplies a tile of activations by a tile of weights, and adds the products to a tile of sums. Activations are
+(16 rows, 64 inputs) int8, and sums (16 rows, 16 outputs) int32. A row of the tile of weights holds 4 consecutive inputs
+of each of 16 outputs, int8. tdpbf16ps does the same for activations (16 rows, 32 inputs) bfloat16 and sums in float32.
+A row of the tile of weights then holds 2 consecutive inputs of each output.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -79,5 +80,5 @@ def write_config(code: "Code", place: Int, row_bytes: list[int], num_rows: "list
 
 
 def _packed(numbers: list[int], bits: int) -> int:
-    """Return small integers as one, the first in the lowest bits."""
+    """Pack small integers of `bits` bits into one, the first in the lowest bits."""
     return sum(number << (bits * index) for index, number in enumerate(numbers))

@@ -86,6 +86,13 @@ def test_the_first_difference_is_shown_with_its_surroundings():
     assert max(map(len, (difference.requested, difference.recorded))) < 70
 
 
+def test_names_with_dots_and_brackets_make_a_difference():
+    texts = ['{"a.b": 1}', '{"a": {"b": 1}}', '{"a": [1]}', '{"a[0]": 1}']
+    requests = [canonical(with_tool(text), DEFAULTS) for text in texts]
+    fields = [first_difference(first, second).field for first in requests for second in requests if first is not second]
+    assert len(fields) == 12 and 'chat.tools[0].parameters["a.b"]' in fields
+
+
 def test_a_field_that_only_one_request_has_differs_from_nothing():
     first, second = canonical(run(sampling=pb.Sampling(seed=5)), DEFAULTS), canonical(run(), DEFAULTS)
     difference, back = first_difference(first, second), first_difference(second, first)

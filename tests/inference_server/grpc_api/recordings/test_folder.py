@@ -2,9 +2,12 @@
 
 import os
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from inference_server.grpc_api.recordings import folder as folders
 from inference_server.grpc_api.recordings.folder import RecordingsFolder
 from tailrace_shared.config_errors import ConfigurationError
 from tests.inference_server.grpc_api.recordings.messages import DEFAULTS, MODEL, recording
@@ -102,3 +105,18 @@ def test_two_recordings_of_one_request_are_refused(path):
     assert f"{file.name} and copy.json in {path} are recordings of the same request: delete one of them" in problem(
         path
     )
+
+
+def test_several_threads_may_save_at_the_same_time(tmp_path, monkeypatch):
+    choose = folders._file_name
+
+    def choose_with_pauses(recording, taken):
+        for _ in taken:
+            time.sleep(0)  # lets the other threads run
+        return choose(recording, taken)
+
+    monkeypatch.setattr(folders, "_file_name", choose_with_pauses)
+    folder = RecordingsFolder(tmp_path, "record")
+    with ThreadPoolExecutor(8) as threads:
+        names = list(threads.map(folder.save, [recording(f"question {number}") for number in range(50)]))
+    assert len(set(names)) == len(folder) == len(list(tmp_path.iterdir())) == 50

@@ -41,6 +41,13 @@ def test_a_stream_is_read_back_event_by_event():
     assert replayed == messages
 
 
+def test_half_of_a_surrogate_pair_in_json_is_recorded_as_its_escape():
+    request = run()
+    request.chat.tools.add(name="f", parameters='{"description": "\\ud83d"}')
+    recording = Recording("Run", canonical(request, pb.Sampling()), reply(*DELTAS))
+    assert Recording.of_text(recording.to_text().encode().decode()) == recording
+
+
 def test_ids_and_timings_are_not_recorded():
     first, second = (reply(pb.Delta(text="a", tokens=1)) for _ in range(2))
     first[0].started.request_id, first[0].started.model = "an-id", "@cf/test/tiny"

@@ -115,6 +115,21 @@ def test_the_second_load_reads_the_same_weights_by_the_plan(wide_models, archite
 
 
 @NEEDS_KERNELS
+@pytest.mark.parametrize(
+    "damage", [lambda plan: plan[: len(plan) // 2], lambda plan: plan.replace(b"linears", b"lineals")]
+)
+def test_a_damaged_plan_is_made_again(wide_models, tmp_path, damage, caplog):
+    path = write_gguf(tmp_path / "tiny.gguf", wide_models["llama"], kind="Q4_1")
+    first = prepared(path, "int4", tmp_path)
+    (plan,) = (tmp_path / "gguf" / kept(tmp_path)[0]).glob("plan-*")
+    whole = plan.read_bytes()
+    plan.write_bytes(damage(whole))
+    caplog.set_level(logging.INFO)
+    assert prepared(path, "int4", tmp_path).num_bytes == first.num_bytes
+    assert "again: plan-" in caplog.text and plan.read_bytes() == whole
+
+
+@NEEDS_KERNELS
 def test_two_models_of_a_file_share_their_embedding(wide_models, tmp_path):
     path = write_gguf(tmp_path / "tiny.gguf", wide_models["llama"], kind="Q4_1")
     for precision in ("int4", "bitsandbytes-int8"):
@@ -187,11 +202,12 @@ def test_a_gguf_file_that_changed_is_described_again(gguf_file, tmp_path):
 
 
 def test_the_float32_copies_of_earlier_releases_are_removed(gguf_file, tmp_path):
-    old = [tmp_path / "converted" / name for name in ("tiny-0123456789abcdef", "other-0123456789abcdef")]
-    for folder in old:
+    names = "tiny-0123456789abcdef", "other-0123456789abcdef", "tiny-two-0123456789abcdef", "tiny-fedcba9876543210"
+    copies = [tmp_path / "converted" / name for name in names]
+    for folder in [*copies, tmp_path / "gguf" / names[-1]]:  # the last copy is one of this release
         folder.mkdir(parents=True)
     local_folder(Weights(path=gguf_file), tmp_path)
-    assert [folder.is_dir() for folder in old] == [False, True]
+    assert [folder.is_dir() for folder in copies] == [False, True, True, True]
 
 
 def test_an_interruption_leaves_no_folder_behind(gguf_file, tmp_path, monkeypatch):
