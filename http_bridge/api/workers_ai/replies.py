@@ -1,6 +1,7 @@
 """Replies and errors as Workers AI writes them: in Cloudflare's envelope over REST, without it for a Worker's binding."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 
 from http_bridge.api.reply_writer import (
@@ -18,6 +19,8 @@ from http_bridge.protocol.profiles import Profile
 from http_bridge.protocol.reply_schemas import BINDING_ERROR, REST_ERROR
 from http_bridge.protocol.validation import zipped
 from tailrace.v1.inference_pb2 import Completed, Delta, ToolCall
+
+_MAX_DIGITS = 4000  # int() raises an error beyond 4300
 
 
 def json_bytes(payload: Mapping[str, object]) -> bytes:
@@ -170,13 +173,32 @@ def run_usage(completed: Completed, *, counts_cached: bool) -> JsonObject:
 
 def _document(text: str) -> object:
     try:
-        return json.loads(text)
+        return _parsed(text)
     except ValueError:  # max_tokens or another limit truncated the document
         raise ApiError(400, 5024, "JSON Mode couldn't be met") from None
 
 
+def _parsed(text: str) -> object:
+    """Return the JSON value that a model wrote. Numbers beyond float's range become its largest or smallest number.
+
+    Without that, a reply with 1e999 or with thousands of digits could not be sent as JSON.
+
+    Raises:
+        ValueError: The text is not JSON.
+    """
+    return json.loads(text, parse_float=_finite, parse_int=_integer)
+
+
+def _finite(digits: str) -> float:
+    return max(-sys.float_info.max, min(sys.float_info.max, float(digits)))
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) <= _MAX_DIGITS else _finite(digits)
+
+
 def _classic(call: ToolCall) -> JsonObject:
-    return {"name": call.name, "arguments": json.loads(call.arguments)}
+    return {"name": call.name, "arguments": _parsed(call.arguments)}
 
 
 def _streamed(call: ToolCall) -> JsonObject:

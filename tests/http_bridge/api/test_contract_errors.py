@@ -5,6 +5,7 @@ The fake server sends the errors of the model's server. All other errors are pro
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -205,6 +206,20 @@ async def test_a_document_cut_by_max_tokens_is_an_error(bridge, servicer):
     for route in CLOUDFLARES:
         answer = error_of(route, await ask(bridge, route, {"response_format": {"type": "json_object"}}))
         assert (route, answer) == (route, (400, 5024, "JSON Mode couldn't be met"))
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "9" * 5000])
+async def test_a_number_beyond_the_range_of_floats_becomes_the_largest_one(bridge, servicer, number):
+    async def huge(reply):
+        await reply.accept()
+        await reply.say(f'{{"a":{number}}}')
+        await reply.complete()
+
+    servicer.script = huge
+    largest = sys.float_info.max if number[0] != "-" else -sys.float_info.max
+    for route in CLOUDFLARES:
+        answer = await ask(bridge, route, {"response_format": {"type": "json_object"}})
+        assert (answer.status_code, f'"response":{{"a":{json.dumps(largest)}}}' in answer.text) == (200, True)
 
 
 MISSING = "Missing X-Auth-Key, X-Auth-Email or Authorization headers"
