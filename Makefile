@@ -137,7 +137,8 @@ npm-package: ## Build build/tailrace-0.1.0.tgz, the npm package with the local A
 	@command -v npm >/dev/null || { echo "make npm-package needs Node 20 or newer, with npm."; exit 1; }
 	cd npm && npm ci --no-audit --no-fund --loglevel=error && npm run --silent build
 	@mkdir -p build
-	cd npm && npm pack --silent --pack-destination ../build
+	@cd npm && npm pack --silent --pack-destination ../build >/dev/null
+	@ls build/tailrace-*.tgz
 
 # Node comes with the development packages. The first run downloads wrangler, Vite and vitest of two generations.
 test-npm: export OMP_NUM_THREADS := 1
@@ -214,7 +215,8 @@ check-proto: proto
 
 # The wheel is built from the sdist, so that the sdist is known to be complete.
 wheel: install ## Build the Python package: build/tailrace-VERSION-py3-none-any.whl, and the sdist
-	$(BIN)/python -m build --outdir build .
+	$(BIN)/python -m build --quiet --outdir build .
+	@ls build/tailrace-*.whl build/tailrace-*.tar.gz
 
 clean: ## Remove the virtual environment and caches of this folder
 	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -60,10 +60,12 @@ def unknown_model(model: str, names: Sequence[str] = ()) -> ApiError:
         model: The requested name.
         names: The models of the servers.
     """
-    listed = f"the models here are {', '.join(names[:_MAX_NAMES])}" if names else ""
     near = nearest_name(model, names)
     meant = f"did you mean {near}?" if near else ""
     step = how_to_serve(model) or ""
+    # After the question a sentence begins.
+    the = "The" if meant and not step else "the"
+    listed = f"{the} models here are {', '.join(names[:_MAX_NAMES])}" if names else ""
     more = "; ".join(each for each in (step, listed) if each)
     more = " ".join(each for each in (meant, more) if each)
     if day := removed_on(model):

@@ -296,8 +296,9 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             near = nearest_name(name, self.models)
             meant = f"did you mean {near}? " if near else ""
             step = f"{how_to_serve(name)}; " if how_to_serve(name) else ""
+            the = "The" if meant and not step else "the"  # after the question a sentence begins
             raise errors.UnknownModel(
-                f"there is no model {name!r} here; {meant}{step}the models are {', '.join(self.models)}"
+                f"there is no model {name!r} here; {meant}{step}{the} models are {', '.join(self.models)}"
             )
         return self.models[name]
 

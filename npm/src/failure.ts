@@ -3,4 +3,10 @@
 /** An expected failure. The command prints its message, one clear sentence, without a stack trace. */
 export class Failure extends Error {
   override name = "Failure";
+
+  constructor(message: string) {
+    super(message);
+    // Vite and vitest print the stack, whose frames would hide the sentence.
+    this.stack = `Failure: ${message}`;
+  }
 }

@@ -86,7 +86,7 @@ def _sentence(
         return details[:1].upper() + details[1:].rstrip(".") + "."
     if status == "UNAVAILABLE":
         hint = "" if not endpoint.has_tls else ", or one side does not trust the certificate of the other"
-        return f"No inference server answers at {endpoint.url}{hint} ({details.rstrip('.')})."
+        return f"No inference server answers at {endpoint.url}{hint} ({details.rstrip('.')}): start one with `tailrace serve`."
     if status == "DEADLINE_EXCEEDED" and timeout is not None:
         return f"The reply was not complete within timeout, {timeout:g} s."
     return f"The call to {endpoint.url} failed with {status}: {details.rstrip('.')}."

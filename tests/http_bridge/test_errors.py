@@ -208,6 +208,7 @@ async def test_a_missing_server_is_unavailable(start_bridge):
     ("model", "code", "more"),
     [
         ("@cf/x/y", 5007, ": the models here are @cf/a/b"),
+        ("@cf/a/bb", 5007, ": did you mean @cf/a/b? The models here are @cf/a/b"),
         ("@cf/qwen/qwq-32b", 5007, ": `tailrace serve @cf/qwen/qwq-32b` serves it; the models here are @cf/a/b"),
         ("@cf/google/embeddinggemma-300m", 5007, ": no engine of Tailrace runs it ("),
         ("@cf/openai/gpt-oss-120b", 5007, "serves it; the models here are @cf/a/b"),

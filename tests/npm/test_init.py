@@ -1,6 +1,8 @@
 """`tailrace init`: the difference, the question, the change, and what is left alone."""
 
 import json
+import os
+import subprocess
 
 import pytest
 
@@ -89,6 +91,30 @@ def test_without_an_answer_nothing_changes(plain):
     done = plain.run("tailrace", "init")
     assert done.code == 1 and "Run it with --yes." in done.output and "+++ package.json" in done.output
     assert texts(plain) == before
+
+
+@pytest.mark.parametrize("key", [b"\x03", b"\x04", b"\r"], ids=["Ctrl-C", "Ctrl-D", "Enter"])
+def test_a_declined_question_changes_nothing(plain, key):
+    before = texts(plain)
+    master, terminal = os.openpty()
+    process = subprocess.Popen(
+        ["tailrace", "init"],
+        cwd=plain.folder,
+        env=plain.environment(),
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+    )
+    os.close(terminal)
+    shown = b""
+    while b"[y/N]" not in shown:
+        shown += os.read(master, 4096)
+    os.write(master, key)
+    while b"Nothing was changed.\r\n" not in shown:
+        shown += os.read(master, 4096)
+    assert process.wait(30) == 1
+    os.close(master)
+    assert b"Error" not in shown and texts(plain) == before
 
 
 def test_vite_and_vitest_get_their_plugins(plain, url):

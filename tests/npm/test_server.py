@@ -1,5 +1,6 @@
 """The server behind `tailrace dev`: found or started, stopped with the command whatever ends it, and never left behind."""
 
+import json
 import os
 import re
 import shutil
@@ -103,6 +104,23 @@ def test_without_any_server_the_ways_to_start_one_are_listed(new_project):
     if not taken:
         assert done.code == 1 and "TAILRACE_PYTHON_PACKAGE" in done.output and "make run" in done.output
     assert new_project.copies() == []
+
+
+@pytest.mark.parametrize("source", ["build/tailrace-0.1.0.tgz", "npm"])
+def test_the_clone_that_the_package_came_from_starts_the_server(new_project, source):
+    clone = new_project.folder / "clone"
+    command = clone / ".venv" / "bin" / "tailrace"
+    for folder in (clone / "tailrace_cli", command.parent):
+        folder.mkdir(parents=True)
+    (clone / "pyproject.toml").touch()
+    command.write_text("#!/bin/sh\nexit 3\n")
+    command.chmod(0o755)
+    manifest = {"type": "module", "devDependencies": {"tailrace": f"file:clone/{source}"}}
+    (new_project.folder / "package.json").write_text(json.dumps(manifest))
+    taken = is_taken(8787)
+    done = new_project.run("tailrace", "dev", PATH=str(node_only(new_project)))
+    if not taken:
+        assert done.code == 1 and str(command) in done.output and "ended with code 3" in done.output
 
 
 def test_an_address_without_a_server_is_one_sentence(new_project):

@@ -105,7 +105,11 @@ async function agree(count: number): Promise<boolean> {
     throw new Failure("Nothing was changed: there is no terminal to ask in. Run it with --yes.");
   const terminal = createInterface({ input: process.stdin, output: process.stdout });
   try {
-    const answer = await terminal.question(`Change ${count === 1 ? "this file" : `these ${count} files`}? [y/N] `);
+    const question = terminal.question(`Change ${count === 1 ? "this file" : `these ${count} files`}? [y/N] `);
+    // Ctrl-C rejects the question. Ctrl-D only closes the terminal.
+    const closed = new Promise<string>((resolve) => terminal.once("close", () => resolve("\n")));
+    const answer = await Promise.race([question.catch(() => "\n"), closed]);
+    if (answer === "\n") process.stdout.write("\n");
     return /^y(es)?$/i.test(answer.trim());
   } finally {
     terminal.close();

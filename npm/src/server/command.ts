@@ -2,7 +2,7 @@
 
 import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { accessSync, constants, existsSync, realpathSync, statSync } from "node:fs";
+import { accessSync, constants, existsSync, readFileSync, realpathSync, statSync } from "node:fs";
 import { homedir } from "node:os";
 import { basename, delimiter, dirname, join, resolve, sep } from "node:path";
 import { Failure } from "../failure.js";
@@ -57,12 +57,10 @@ function fromCommand(): Launch | undefined {
 
 /** Return an installed command: in PATH, in an active or local virtual environment, or in the clone of this package. */
 function fromInstalled(folder: string): Launch | undefined {
-  const environments = [
-    process.env.VIRTUAL_ENV,
-    ...ancestors(folder).flatMap((at) => [join(at, ".venv"), join(at, "venv")]),
-  ];
-  const clone = dirname(PACKAGE_FOLDER);
-  if (isClone(clone)) environments.push(join(clone, ".venv"));
+  const parents = ancestors(folder);
+  const environments = [process.env.VIRTUAL_ENV, ...parents.flatMap((at) => [join(at, ".venv"), join(at, "venv")])];
+  const clones = [dirname(PACKAGE_FOLDER), ...parents.map(cloneOf)];
+  for (const clone of clones) if (clone !== undefined && isClone(clone)) environments.push(join(clone, ".venv"));
   const folders = [...environments.filter((each) => each !== undefined).map((each) => join(each, BIN))];
   const found = inFolders("tailrace", [...(process.env.PATH ?? "").split(delimiter), ...folders]);
   return found === undefined ? undefined : serve([found], found);
@@ -91,6 +89,20 @@ function ancestors(folder: string): string[] {
   const found = [resolve(folder)];
   for (let at = dirname(resolve(folder)); at !== found.at(-1); at = dirname(at)) found.push(at);
   return found;
+}
+
+/** Return the folder that may be the clone: the parent of the folder that has the package in a project's package.json. */
+function cloneOf(project: string): string | undefined {
+  try {
+    const { dependencies, devDependencies } = JSON.parse(readFileSync(join(project, "package.json"), "utf8"));
+    const source: unknown = { ...dependencies, ...devDependencies }.tailrace;
+    if (typeof source !== "string" || !source.startsWith("file:")) return undefined;
+    const path = resolve(project, source.slice("file:".length));
+    // The file is in build/ of the clone. The installed folder is npm/, which is also beside build/.
+    return path.endsWith(".tgz") ? dirname(dirname(path)) : dirname(path);
+  } catch {
+    return undefined; // There is no package.json, or npm will report that it is invalid.
+  }
 }
 
 function isClone(folder: string): boolean {
