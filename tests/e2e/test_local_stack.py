@@ -62,11 +62,15 @@ async def test_a_service_that_exits_stops_the_other_and_sets_the_exit_code(setti
 
 
 async def test_a_closed_terminal_stops_both_services(settings):
-    async with process("tailrace_cli", "serve", **settings) as stack:
-        await stack.line_with("Tailrace is ready")
-        services = await started_services(stack)
-        stack.send(signal.SIGHUP)
-        assert await stack.exit_code() == 0
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored if the tests themselves were started by nohup
+    try:
+        async with process("tailrace_cli", "serve", **settings) as stack:
+            await stack.line_with("Tailrace is ready")
+            services = await started_services(stack)
+            stack.send(signal.SIGHUP)
+            assert await stack.exit_code() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert not any(map(is_running, services))
 
 
