@@ -1,6 +1,6 @@
 """Measures the speed of decoding with LoRA adapters, relative to the same engine's speed without them.
 
-`python -m benchmarks.adapters` serves the default model with 16 random adapters of rank 8, with one engine for each
+`python -m benchmarks.features.adapters` serves the default model with 16 random adapters of rank 8, with one engine for each
 precision. It prints the tokens/s of 1 and 8 streams for three kinds of load: without an adapter, with one adapter for
 all streams, and with a different adapter for each stream. The adapters adapt all seven linear layers of each decoder
 layer ("all"), or only q and v ("qv"), as PEFT does for Llama by default. The kinds alternate in short rounds, so that
@@ -29,12 +29,11 @@ from inference_server.precision import cache_dtype, resolve_precision
 from inference_server.serving.catalog import CatalogEntry, read_catalog
 from inference_server.serving.hosted_model import HostedModel
 from inference_server.serving.startup import load_all
-from inference_server.settings import Settings
+from inference_server.settings import DEFAULT_CATALOG, Settings
 from inference_server.weights.download import local_folder
 from inference_server.weights.prepare import prepare
-from tests.support.adapters import ALL, linear_shapes, write_adapter
+from tests.support.models.adapters import ALL, linear_shapes, write_adapter
 
-_CATALOG = Path(__file__).parent.parent / "inference_server" / "catalogs" / "default.toml"
 _NUM_ADAPTERS = 16
 _TARGETS = {"all": ALL, "qv": ("q_proj", "v_proj")}
 _SAMPLING = SamplingParams(seed=1, temperature=0.0, ignore_eos=True)
@@ -42,7 +41,7 @@ _SAMPLING = SamplingParams(seed=1, temperature=0.0, ignore_eos=True)
 
 def _entries(folder: Path, targets: str, settings: Settings) -> list[CatalogEntry]:
     """Write the adapters to `folder`, and return the default catalog's entries that generate text, with them."""
-    entries = [entry for entry in read_catalog(_CATALOG) if entry.task == "generation"]
+    entries = [entry for entry in read_catalog(DEFAULT_CATALOG) if entry.task == "generation"]
     shapes = linear_shapes(AutoConfig.from_pretrained(local_folder(entries[0].weights, settings.cache_dir)))
     adapters = {
         f"adapter-{seed}": write_adapter(

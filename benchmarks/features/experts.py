@@ -1,6 +1,6 @@
 """Compares mixture-of-experts models in Tailrace with the same models in transformers, on a CPU.
 
-`python -m benchmarks.experts [--kind mixtral|qwen-3] [--rounds 3]` makes a random model and describes the machine. For
+`python -m benchmarks.features.experts [--kind mixtral|qwen-3] [--rounds 3]` makes a random model and describes the machine. For
 each precision it prints the memory of the weights, and the tokens per second of decode passes with 1 and 8 sequences.
 transformers decodes a static batch in a loop of forward passes, in float32 and bfloat16. It uses its default
 implementation of experts, a grouped product. The implementations take turns in every round, and the result is the
@@ -90,7 +90,7 @@ def of_this_server(kind: str, precision: Precision) -> tuple[int, Decode]:
 
 def main() -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.experts", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.features.experts", description=__doc__)
     parser.add_argument("--kind", choices=CONFIGS, default="mixtral")
     parser.add_argument("--rounds", type=int, default=3)
     chosen = parser.parse_args()

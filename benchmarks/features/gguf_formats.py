@@ -1,4 +1,4 @@
-"""Compares GGUF files in Tailrace, transformers and llama.cpp: python -m benchmarks.gguf_formats FILE…
+"""Compares GGUF files in Tailrace, transformers and llama.cpp: python -m benchmarks.features.gguf_formats FILE…
 
 For each file, the script prints two perplexities of the tests' corpus. One is that of the engine's own forward pass in
 the precision that is nearest to the file. The other is that of transformers in float32 with the dequantised weights.
@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-CORPUS = Path(__file__).parents[1] / "tests" / "exact" / "corpus.txt"
+from benchmarks.load.workload import CORPUS
+
 WINDOW = 512
 NUM_TOKENS = 2048
 MB = 1 << 20

@@ -1,8 +1,8 @@
 """Compares two ways to decode on a CPU with Qwen 3's architecture: one kernel program, and module by module.
 
-`python -m benchmarks.head_norms [PRECISION …]` makes a random model with the shape of Qwen3-0.6B. Module by module, its
-attention is that of transformers, which Tailrace used before head norms had a kernel. Both ways take turns, step by
-step, so that the machine's load is the same for both.
+`python -m benchmarks.features.head_norms [PRECISION …]` makes a random model with the shape of Qwen3-0.6B. Module by
+module, its attention is that of transformers, which Tailrace used before head norms had a kernel. Both ways take turns,
+step by step, so that the machine's load is the same for both.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Measures the host's work in a decode step, with a model that computes nothing.
 
-`python -m benchmarks.host_step` prints the CPU's name. For each kind of sampling and for 1, 8 and 64 running sequences,
-it prints milliseconds per step in three parts:
+`python -m benchmarks.features.host_step` prints the CPU's name. For each kind of sampling and for 1, 8 and 64 running
+sequences, it prints milliseconds per step in three parts:
 
 - step: CPU time of the engine's thread without the launches. It contains scheduling, the arguments of the decode pass, the
   read-back of the tokens, their texts (a decoder with one character per token), and the events.

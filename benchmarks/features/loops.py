@@ -1,4 +1,4 @@
-"""`python -m benchmarks.loops`: counts the replies of a small model that run to the sequence length.
+"""`python -m benchmarks.features.loops`: counts the replies of a small model that run to the sequence length.
 
 A server with one model of the default catalog answers 50 different questions over gRPC. The requests set no max_tokens,
 so only the sequence length limits a reply. A reply that reaches this length almost always repeats itself. Each seed
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from benchmarks.features.priorities import wait_for_models
 from benchmarks.peers.tailrace import one_entry_catalog
-from benchmarks.priorities import wait_for_models
 from benchmarks.processes import LOGS, Child, PeerFailed, free_port
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1.inference_pb2_grpc import InferenceServiceStub
@@ -162,7 +162,7 @@ def _server(arguments: argparse.Namespace) -> Iterator[str]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.loops", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.features.loops", description=__doc__)
     parser.add_argument("--model", default=_ENTRY, help=f"entry of the default catalog (default {_ENTRY})")
     parser.add_argument("--catalog", type=Path, help="a catalog, whose first model answers instead")
     parser.add_argument("--seeds", type=int, default=1, help="replies to each question (default 1)")

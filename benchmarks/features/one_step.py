@@ -1,6 +1,6 @@
 """Measures starts of `tailrace serve` with one model in three forms, from empty caches and a hub on this machine.
 
-    python -m benchmarks.one_step [--precision int8]
+    python -m benchmarks.features.one_step [--precision int8]
 
 The forms are a hub id, a GGUF file of the hub, and a name of Workers AI's catalogue, all with the weights of
 SmolLM2-135M-Instruct. For each form, the script prints figures of the first start and of the next one. These are the
@@ -24,7 +24,7 @@ from pathlib import Path
 
 from inference_server.serving.catalog import read_catalog
 from inference_server.settings import DEFAULT_CATALOG
-from tests.support.hub import Hub, running_hub
+from tests.support.hub.server import Hub, running_hub
 from tests.support.processes import children, free_address
 
 _HUB_ID, _GGUF_ID = "HuggingFaceTB/SmolLM2-135M-Instruct", "bartowski/SmolLM2-135M-Instruct-GGUF"

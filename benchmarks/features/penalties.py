@@ -1,4 +1,4 @@
-"""`python -m benchmarks.penalties`: measures the cost of sampling parameters with many streams.
+"""`python -m benchmarks.features.penalties`: measures the cost of sampling parameters with many streams.
 
 One server decodes replies of equal length over gRPC. Each round measures several sets of sampling parameters, first the
 temperature alone. For each set, the script prints two ratios to the temperature alone, as medians over the rounds: the
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import grpc
 
 from benchmarks import machine
-from benchmarks.loops import QUESTIONS, sampling_of
-from benchmarks.priorities import cpu_seconds, running_server, wait_for_models
+from benchmarks.features.loops import QUESTIONS, sampling_of
+from benchmarks.features.priorities import cpu_seconds, running_server, wait_for_models
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1.inference_pb2_grpc import InferenceServiceStub
 
@@ -67,7 +67,7 @@ async def _decode(stub: "InferenceServiceAsyncStub", case: str, arguments: argpa
 
 def main() -> None:
     """Measure, and print the results."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.penalties", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.features.penalties", description=__doc__)
     parser.add_argument("--model", default=_ENTRY, help=f"entry of the default catalog (default {_ENTRY})")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of all parameters (default 5)")
     parser.add_argument("--streams", type=int, default=32, help="replies at a time (default 32)")

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.priorities`: measures the time to first token of interactive requests beside a running batch.
+"""`python -m benchmarks.features.priorities`: measures the time to first token of interactive requests beside a running batch.
 
 Client and server use gRPC. Each round sends interactive requests twice: without other requests, and beside a batch of
 requests of priority BATCH. Every round has both parts, because the speed of a shared machine changes by the minute.
@@ -186,7 +186,7 @@ def running_server(model: str, name: str) -> Iterator[tuple[str, int]]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.priorities", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.features.priorities", description=__doc__)
     parser.add_argument("--model", default=_ENTRY, help=f"entry of the default catalog (default {_ENTRY})")
     parser.add_argument("--rounds", type=int, default=20, help="rounds, each without and with a batch (default 20)")
     parser.add_argument("--requests", type=int, default=6, help="interactive requests of each part (default 6)")

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.replicas`: measures the gain from a second inference server behind one bridge.
+"""`python -m benchmarks.features.replicas`: measures the gain from a second inference server behind one bridge.
 
 Each server runs on its own core. Bridge and clients run on the last core in every run, so that the only difference is
 the second server. On a machine with two cores, the second server shares that core with them. By default, there are
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.replicas", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.features.replicas", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="rounds, each of one and of two servers (default 3)")
     parser.add_argument("--slots", type=int, default=8, help="slots of each server (default 8)")
     parser.add_argument(

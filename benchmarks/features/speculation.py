@@ -1,4 +1,4 @@
-"""`python -m benchmarks.speculation`: measures replies with speculative decoding relative to replies without.
+"""`python -m benchmarks.features.speculation`: measures replies with speculative decoding relative to replies without.
 
 Two engines of the default model run in this process, one with `speculation = "prompt-lookup"` and one with "off". The
 script sends each prompt to both in turn, at temperature 0, several times. The result is the best time of each engine.
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from itertools import cycle, islice
 
 from benchmarks import machine
-from benchmarks.speculation_prompts import KINDS
+from benchmarks.features.speculation_prompts import KINDS
 from inference_server.generation import Completed, Delta, GenerationRequest, SamplingParams
 from inference_server.serving.catalog import CatalogEntry, read_catalog
 from inference_server.serving.hosted_model import HostedModel

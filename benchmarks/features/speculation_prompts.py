@@ -5,9 +5,9 @@ and extractions ask for text that the prompt contains, so replies repeat parts o
 """
 
 import re
-from pathlib import Path
 
-_ROOT = Path(__file__).parent.parent
+from benchmarks.processes import ROOT
+
 _ENGINE = "inference_server/engine"
 # A Python module, and a change to ask for.
 _EDITS = (
@@ -18,14 +18,14 @@ _EDITS = (
     (f"{_ENGINE}/prefix_keys.py", "Rename the class BlockKeys to Keys"),
     ("tests/inference_server/engine/native/stepping.py", "Rename the class Run to EngineRun"),
 )
-# Pages of the documentation. The number beside each page is not used.
+# Texts to extract from and to summarise.
 _TEXTS = (
-    ("docs/batches.md", 0),
-    ("docs/gpu.md", 0),
-    ("docs/scaling.md", 0),
-    ("docs/reasoning.md", 0),
-    ("docs/docker.md", 0),
-    ("docs/embeddings.md", 0),
+    "docs/batches.md",
+    "docs/gpu.md",
+    "docs/scaling.md",
+    "docs/reasoning.md",
+    "docs/docker.md",
+    "docs/embeddings.md",
 )
 _CHAT = (
     "What is the capital of Japan, and what is it known for?",
@@ -47,12 +47,12 @@ def code_edits() -> list[str]:
 
 def extractions() -> list[str]:
     """Return prompts that ask for sentences of a text."""
-    return [f"Copy the important sentences of this text word for word.\n\n{_prose(path)}\n" for path, _ in _TEXTS]
+    return [f"Copy the important sentences of this text word for word.\n\n{_prose(path)}\n" for path in _TEXTS]
 
 
 def summaries() -> list[str]:
     """Return prompts that ask for a summary of a text."""
-    return [f"Summarise this text in a few sentences.\n\n{_prose(path)}\n" for path, _ in _TEXTS]
+    return [f"Summarise this text in a few sentences.\n\n{_prose(path)}\n" for path in _TEXTS]
 
 
 def chat() -> list[str]:
@@ -65,13 +65,13 @@ KINDS = {"code edits": code_edits, "extractions": extractions, "summaries": summ
 
 def _beginning(path: str) -> str:
     """Return the first characters of a file, up to the end of a line."""
-    text = (_ROOT / path).read_text(encoding="utf-8")[:_MAX_CHARACTERS]
+    text = (ROOT / path).read_text(encoding="utf-8")[:_MAX_CHARACTERS]
     return text.rsplit("\n", 1)[0]
 
 
 def _prose(path: str) -> str:
     """Return the first paragraphs of a page without headings, code, tables and lists."""
-    text = re.sub(r"```.*?```", "", (_ROOT / path).read_text(encoding="utf-8"), flags=re.DOTALL)
+    text = re.sub(r"```.*?```", "", (ROOT / path).read_text(encoding="utf-8"), flags=re.DOTALL)
     paragraphs = [part.strip() for part in text.split("\n\n")]
     prose = [part.replace("\n", " ") for part in paragraphs if part and part[0] not in "|#-*<!`1"]
     return "\n\n".join(prose)[:_MAX_CHARACTERS].rsplit(". ", 1)[0] + "."

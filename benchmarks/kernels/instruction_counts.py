@@ -1,6 +1,6 @@
 """Counts the instructions that matrix products execute per weight, for every instruction set except AMX, on any CPU.
 
-`python -m benchmarks.instruction_counts` compiles the kernels and prints a table in Markdown. Only innermost loops are
+`python -m benchmarks.kernels.instruction_counts` compiles the kernels and prints a table in Markdown. Only innermost loops are
 counted. The kernels are compiled for the baseline CPU of each instruction set: `llvm_cpu` in its file in
 inference_server/kernels/isa.
 """

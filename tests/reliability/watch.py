@@ -8,7 +8,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.stack import Stack
-from tests.support.metrics import read_metrics
+from tests.support.observability.metrics import read_metrics
 
 SERVICES = ("inference_server", "http_bridge")
 MIB = 2**20

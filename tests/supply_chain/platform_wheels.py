@@ -1,4 +1,4 @@
-"""Prints for each platform which runtime packages have a wheel there: `python -m tests.support.platform_wheels [PYTHON]`.
+"""Prints for each platform which runtime packages have a wheel there: `python -m tests.supply_chain.platform_wheels [PYTHON]`.
 
 Asks pip's index for every package that `tailrace[all]` needs, in the version of constraints.txt, without downloading it.
 The packages come from the metadata of this environment, with the markers of each platform. Needs the network.

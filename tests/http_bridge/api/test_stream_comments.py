@@ -9,7 +9,7 @@ from prometheus_client import generate_latest
 
 from tailrace.v1 import inference_pb2 as pb
 from tests.http_bridge.conftest import MODEL, RUN_URL
-from tests.support.metrics import samples
+from tests.support.observability.metrics import samples
 
 COMMENT = b": keep-alive\n\n"
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "stream": True}

@@ -6,7 +6,7 @@ import pytest
 
 from tailrace.v1 import inference_pb2 as pb
 from tests.support.engines import until
-from tests.support.metrics import read_metrics, samples
+from tests.support.observability.metrics import read_metrics, samples
 from tests.support.processes import free_address
 from tests.support.servers import MODEL, running_server, write_catalog
 

@@ -36,7 +36,7 @@ def stack(start_stack, fault: Path) -> Iterator[Stack]:
         "TAILRACE_STALL_SECONDS": str(STALL_SECONDS),
         "TAILRACE_STALL_EXIT_SECONDS": str(EXIT_SECONDS),
     }
-    with start_stack(server=settings, server_module="tests.reliability.faulty_server") as stack:
+    with start_stack(server=settings, server_module="tests.reliability.faults.faulty_server") as stack:
         yield stack
 
 

@@ -11,7 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.reliability.client import DONE, Ending, Exchange, ask, open_streams
-from tests.reliability.proxy import proxy
+from tests.reliability.faults.proxy import proxy
 from tests.support.processes import free_address
 
 pytestmark = pytest.mark.reliability

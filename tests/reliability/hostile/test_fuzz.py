@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.stack import Stack
 from tests.reliability.client import Ending, ask
-from tests.reliability.mutations import http_request, json_request, message
+from tests.reliability.hostile.mutations import http_request, json_request, message
 from tests.reliability.watch import MIB, SERVICES, Held, assert_alive, held
 
 pytestmark = pytest.mark.reliability

@@ -51,7 +51,7 @@ class Replicas:
             # Connections are replaced all the time, which clients must not notice.
             "TAILRACE_GRPC_CONNECTION_AGE_SECONDS": "2",
         }
-        self.stack.spawn("tests.reliability.faulty_server", name=f"server {number}", **settings)
+        self.stack.spawn("tests.reliability.faults.faulty_server", name=f"server {number}", **settings)
 
     def set_pass(self, number: int, seconds: float) -> None:
         self._fault(number).write_text(f"slow {seconds}")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.support.hub import Hub
+from tests.support.hub.server import Hub
 from tests.support.processes import ROOT
 
 _FETCHES = """

@@ -181,7 +181,7 @@ class Hub(ThreadingHTTPServer):
         """
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
         hub = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
-        root = str(Path(__file__).parents[2])
+        root = str(Path(__file__).parents[3])
         return {**kept, **hub, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", **more}
 
     def downloads_of(self, path: str) -> list[Request]:

@@ -18,7 +18,7 @@ from transformers import (
 from inference_server.cpu.linear.integer_weights import int4_weights, int8_weights
 from inference_server.linears.experts import is_stack, weight_names
 from inference_server.linears.plain import PlainLinear, is_linear
-from tests.support.tiny_models import VOCAB_SIZE, sentencepiece_tokenizer
+from tests.support.models.tiny_models import VOCAB_SIZE, sentencepiece_tokenizer
 
 _SIZES = {
     "vocab_size": VOCAB_SIZE,

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tests.support.tiny_models import VOCAB_SIZE
+from tests.support.models.tiny_models import VOCAB_SIZE
 
 # Sizes by every name that configurations use. Each configuration gets the sizes whose names it has.
 _SIZES: dict[str, Any] = {

@@ -18,7 +18,7 @@ from inference_server.serving.catalog import CatalogEntry
 from inference_server.serving.hosted_model import HostedModel
 from inference_server.weights.prepare import PreparedModel
 from tests.support.engines import hosting
-from tests.support.tiny_models import ARCHITECTURES, VOCAB_SIZE, sentencepiece_tokenizer
+from tests.support.models.tiny_models import ARCHITECTURES, VOCAB_SIZE, sentencepiece_tokenizer
 
 _TEMPLATES = Path(__file__).parent / "chat_templates"
 # Tokens as in Qwen3's vocabulary: <think> and <tool_call> are no control tokens there.

@@ -1,6 +1,6 @@
 """Reads the Grafana dashboard and the alerts, and sends their queries to a running Prometheus.
 
-`python -m tests.support.dashboard http://127.0.0.1:9090` prints the queries of the dashboard that return nothing.
+`python -m tests.support.observability.dashboard http://127.0.0.1:9090` prints the queries of the dashboard that return nothing.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
+DEPLOY = Path(__file__).parents[3] / "deploy"
 DASHBOARD = DEPLOY / "grafana" / "dashboards" / "tailrace.json"
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"
 # Values of Grafana's variables: all servers, all models, and times that fit a short run.
