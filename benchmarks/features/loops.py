@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from benchmarks.features.priorities import wait_for_models
+from benchmarks.features.server import READY_SECONDS, wait_for_models
 from benchmarks.peers.tailrace import one_entry_catalog
 from benchmarks.processes import LOGS, Child, PeerFailed, free_port
 from tailrace.v1 import inference_pb2 as pb
@@ -27,7 +27,6 @@ if TYPE_CHECKING:  # the stubs of grpc.aio exist for type checkers only
     from tailrace.v1.inference_pb2_grpc import InferenceServiceAsyncStub
 
 _ENTRY = "@cf/meta/llama-2-7b-chat-int8"
-_READY_SECONDS = 300.0
 _WORDS = 8  # length of the word sequences by which repetitions are counted
 QUESTIONS = """
 where is new york?
@@ -106,7 +105,7 @@ def _repeated_share(text: str) -> float:
 async def _measure(address: str, arguments: argparse.Namespace) -> None:
     async with grpc.aio.insecure_channel(address) as channel:
         stub = InferenceServiceStub(channel)
-        await asyncio.wait_for(channel.channel_ready(), _READY_SECONDS)
+        await asyncio.wait_for(channel.channel_ready(), READY_SECONDS)
         await wait_for_models(stub)
         model = (await stub.ListModels(pb.ListModelsRequest())).models[0]
         for given in arguments.sampling or [""]:

@@ -16,7 +16,7 @@ import grpc
 
 from benchmarks import machine
 from benchmarks.features.loops import QUESTIONS, sampling_of
-from benchmarks.features.priorities import cpu_seconds, running_server, wait_for_models
+from benchmarks.features.server import cpu_seconds, running_server, wait_for_models
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1.inference_pb2_grpc import InferenceServiceStub
 

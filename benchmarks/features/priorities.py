@@ -10,14 +10,11 @@ without a batch, the server is idle between requests. Requires Linux.
 
 import argparse
 import asyncio
-import contextlib
 import json
 import random
 import statistics
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from benchmarks import machine
+from benchmarks.features.server import READY_SECONDS, cpu_seconds, running_server, wait_for_models
 from benchmarks.load.workload import Workload
-from benchmarks.peers.tailrace import one_entry_catalog
-from benchmarks.processes import LOGS, Child, PeerFailed, free_port
+from benchmarks.processes import PeerFailed
 from inference_server.serving.catalog import read_catalog
 from inference_server.settings import DEFAULT_CATALOG, Settings
 from inference_server.weights.download import local_folder
@@ -39,7 +36,6 @@ if TYPE_CHECKING:  # the stubs of grpc.aio exist for type checkers only
 
 _KINDS = ("ttft", "cpu")  # wall-clock time to the first token, and the server's CPU time
 _ENTRY = "@cf/meta/llama-2-7b-chat-int8"
-_READY_SECONDS = 300.0
 _TIMEOUT_SECONDS = 120.0
 # Bounds of the pauses between interactive requests, in seconds. Pauses are random, so that the requests arrive at any
 # moment of a step.
@@ -103,21 +99,12 @@ class _Client:
         return pb.RunRequest(model=self._arguments.model, chat=pb.Chat(turns=[turn]), sampling=sampling)
 
 
-def cpu_seconds(pid: int) -> float:
-    """Return the CPU time of all live threads of a process, in seconds with a resolution of nanoseconds."""
-    total = 0
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
-            total += int((task / "schedstat").read_text().split()[0])
-    return total / 1e9
-
-
 async def _measure(address: str, server_pid: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     rounds = []
     entry = next(entry for entry in read_catalog(DEFAULT_CATALOG) if entry.name == arguments.model)
     workload = Workload(Path(local_folder(entry.weights, Settings.from_environment().cache_dir)), "priorities")
     async with grpc.aio.insecure_channel(address) as channel:
-        await asyncio.wait_for(channel.channel_ready(), _READY_SECONDS)
+        await asyncio.wait_for(channel.channel_ready(), READY_SECONDS)
         client = _Client(InferenceServiceStub(channel), workload, server_pid, arguments)
         await wait_for_models(InferenceServiceStub(channel))
         await client.interactive()
@@ -149,40 +136,6 @@ def _medians(rounds: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
         return float(statistics.median(time for figures in rounds for time in figures[name]))
 
     return {kind: (median(f"alone_{kind}_ms"), median(f"beside_{kind}_ms")) for kind in _KINDS}
-
-
-async def wait_for_models(stub: "InferenceServiceAsyncStub") -> None:
-    """Wait until the server's models are loaded. Raises PeerFailed after five minutes."""
-    deadline = time.monotonic() + _READY_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            await stub.ListModels(pb.ListModelsRequest())
-            return
-        except grpc.aio.AioRpcError:
-            await asyncio.sleep(0.2)
-    raise PeerFailed(f"no model is ready after {_READY_SECONDS:.0f} s")
-
-
-@contextmanager
-def running_server(model: str, name: str) -> Iterator[tuple[str, int]]:
-    """Start a server that hosts one model of the default catalog and ignores end tokens.
-
-    Yields its address and its process id.
-
-    Args:
-        model: Name of the entry. Its sampling defaults do not apply.
-        name: Name of the catalog file and of the log.
-    """
-    address = f"127.0.0.1:{free_port()}"
-    environment = {
-        "TAILRACE_CATALOG": str(one_entry_catalog(model, name)),
-        "TAILRACE_GRPC_ADDRESS": address,
-    }
-    child = Child([sys.executable, "-m", "benchmarks.launch_server"], LOGS / f"{name}.log", environment)
-    try:
-        yield address, child.pid
-    finally:
-        child.stop()
 
 
 def _arguments() -> argparse.Namespace:

@@ -3,13 +3,10 @@
 The real huggingface_hub client connects to it, in a process whose HF_ENDPOINT is `Hub.url`, because the client reads
 that variable at import. As on the hub, large files are in LFS: `resolve` redirects to another path, and their digest is
 SHA-256. Other files have the digest of a git blob. Faults are attributes, which a test may change between requests.
-
-    python -m tests.support.hub owner/name=FOLDER ... [--rate BYTES_PER_SECOND]    serves folders until it is interrupted
+`python -m tests.support.hub` serves folders.
 """
 
-import argparse
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -17,102 +14,17 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 from urllib.parse import unquote, urlsplit
 
-_LFS_SUFFIXES = (".safetensors", ".gguf", ".bin")
+from tests.support.hub.contents import Faults, HubFile, Repository, Request
+from tests.support.processes import ROOT
+
 _CHUNK = 16 << 10
 _MODEL = re.compile(r"/api/models/(?P<name>[^/]+/[^/]+)(/(?P<what>revision|tree)/(?P<revision>[^/]+)(/.*)?)?$")
 _RESOLVE = re.compile(r"/(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)$")
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """A file of a repository.
-
-    Attributes:
-        path: Its path in the repository.
-        content: Its bytes.
-    """
-
-    path: str
-    content: bytes
-
-    @property
-    def is_lfs(self) -> bool:
-        """True if the hub keeps the file in LFS."""
-        return self.path.endswith(_LFS_SUFFIXES)
-
-    @cached_property
-    def sha256(self) -> str:
-        """Digest of an LFS file."""
-        return hashlib.sha256(self.content).hexdigest()
-
-    @cached_property
-    def blob_id(self) -> str:
-        """Digest of the git blob: of the content, or of an LFS file's pointer."""
-        content = f"oid sha256:{self.sha256}".encode() if self.is_lfs else self.content
-        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-    @property
-    def etag(self) -> str:
-        """The digest under which the client stores the file."""
-        return self.sha256 if self.is_lfs else self.blob_id
-
-
-@dataclass
-class Repository:
-    """A repository with one commit at a time.
-
-    Attributes:
-        files: The files by path.
-        refusal: Answer to every download: "gated" (401 without a token, 403 with one), or None.
-    """
-
-    files: dict[str, HubFile]
-    refusal: str | None = None
-
-    @property
-    def commit(self) -> str:
-        """The commit, which depends on the files."""
-        digests = [f"{path} {file.etag}" for path, file in sorted(self.files.items())]
-        return hashlib.sha1("\n".join(digests).encode()).hexdigest()
-
-
-class Request(NamedTuple):
-    """A request that the hub received."""
-
-    method: str
-    path: str
-    range: str | None
-    token: str | None
-
-
-@dataclass
-class Faults:
-    """Errors and delays of the hub.
-
-    Attributes:
-        bytes_per_second: Rate of each large file's transfer; None: unlimited.
-        break_after: The connection of a large file is closed after this number of bytes; None: never.
-        num_breaks: Number of times that `break_after` applies.
-        corrupt: Paths of files in which the hub changes one byte.
-        ignores_ranges: True answers a request for a range with the whole file.
-        is_down: True answers every request with 503.
-        delay: Seconds before each answer.
-    """
-
-    bytes_per_second: float | None = None
-    break_after: int | None = None
-    num_breaks: int = 1 << 30
-    corrupt: set[str] = field(default_factory=set)
-    ignores_ranges: bool = False
-    is_down: bool = False
-    delay: float = 0.0
 
 
 class Hub(ThreadingHTTPServer):
@@ -181,8 +93,7 @@ class Hub(ThreadingHTTPServer):
         """
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
         hub = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
-        root = str(Path(__file__).parents[3])
-        return {**kept, **hub, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", **more}
+        return {**kept, **hub, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
 
     def downloads_of(self, path: str) -> list[Request]:
         """Return the requests that asked for the content of a file."""
@@ -334,21 +245,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Log nothing."""
-
-
-def _main() -> None:
-    parser = argparse.ArgumentParser(description="Serve folders as repositories of a hub.")
-    parser.add_argument("repositories", nargs="+", metavar="owner/name=FOLDER")
-    parser.add_argument("--rate", type=float, help="bytes per second of each large file")
-    arguments = parser.parse_args()
-    hub = Hub()
-    for repository in arguments.repositories:
-        name, _, folder = repository.partition("=")
-        hub.add(name, Path(folder))
-    hub.faults.bytes_per_second = arguments.rate
-    print(f"HF_ENDPOINT={hub.url}", flush=True)
-    hub.serve_forever()
-
-
-if __name__ == "__main__":
-    _main()
