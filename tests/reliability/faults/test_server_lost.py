@@ -119,7 +119,7 @@ async def test_a_cut_network_ends_each_stream_with_an_error(stack, between, far_
 
 
 async def test_a_silent_network_ends_each_stream_within_the_keepalive(stack, between, far_bridge, report):
-    num_runs = len(stack.runs())
+    num_runs = len(await asyncio.to_thread(stack.settled_runs))
     async with streams(far_bridge) as exchanges:
         between.silence()
         ended = await seconds_until_all_end_with_an_error(exchanges, at_most=KEEPALIVE_SECONDS + 5)
