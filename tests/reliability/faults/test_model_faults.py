@@ -17,7 +17,7 @@ pytestmark = pytest.mark.reliability
 STALL_SECONDS, EXIT_SECONDS = 1.0, 3.0
 # Allows for polling every tenth of the limit, a busy machine and a call.
 GRACE_SECONDS = 1.0
-LONG = {"prompt": "hello", "temperature": 0, "stream": True, "max_tokens": 400}
+LONG = {"prompt": "hello", "temperature": 0, "stream": True, "max_tokens": 1500}
 SHORT = {"prompt": "hello", "temperature": 0, "stream": True, "max_tokens": 4}
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.reliability
 
 RUN_URL = f"/client/v4/accounts/acc/ai/run/{MODEL}"
 # The tiny model's greedy replies end only at max_tokens.
-ASK = {"prompt": "hi", "stream": True, "temperature": 0, "max_tokens": 600}
+ASK = {"prompt": "hi", "stream": True, "temperature": 0, "max_tokens": 1800}
 
 
 def digest(token):
@@ -66,7 +66,7 @@ async def test_certificate_and_tokens_are_replaced_while_a_stream_runs(secured, 
             rest = b"".join([chunk async for chunk in chunks])
         assert (await bridge.client.post(RUN_URL, json=ASK)).status_code == 503
     assert shown == files.cert.read_text()
-    assert rest.endswith(b"data: [DONE]\n\n") and b'"completion_tokens":600' in rest
+    assert rest.endswith(b"data: [DONE]\n\n") and b'"completion_tokens":1800' in rest
 
 
 async def test_the_command_explains_missing_parts_of_its_tls(secured, monkeypatch, tmp_path):

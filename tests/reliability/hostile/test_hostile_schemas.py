@@ -13,6 +13,7 @@ from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1 import inference_pb2_grpc
 from tailrace_shared import garbage
 from tests.e2e.stack import MODELS, Stack
+from tests.support.engines import until
 from tests.support.hostile_schemas import HOSTILE_SCHEMAS
 
 pytestmark = pytest.mark.reliability
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.reliability
 MODEL = MODELS[2]
 # The requirements are half a second and three seconds on two idle cores. A busy machine gets twice that.
 MAX_GAP_SECONDS, MAX_ANSWER_SECONDS = 1.0, 6.0
+MIN_TOKENS = 50  # of the stream before the schemas arrive
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +36,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         stack.stop()
 
 
-async def token_times(stub: "inference_pb2_grpc.InferenceServiceAsyncStub", until: asyncio.Event) -> list[list[float]]:
-    """Generate text until `until` is set. Returns the times of the deltas of each reply."""
-    times: list[list[float]] = []
-    while not until.is_set():
+async def record_token_times(
+    stub: "inference_pb2_grpc.InferenceServiceAsyncStub", done: asyncio.Event, times: list[list[float]]
+) -> None:
+    """Generate text until `done` is set. Appends the times of the deltas of each reply to `times`."""
+    while not done.is_set():
         times.append([])
         request = pb.RunRequest(
             model=MODEL, text="Once upon a time", sampling=pb.Sampling(temperature=1.2, max_tokens=1500)
@@ -46,10 +49,9 @@ async def token_times(stub: "inference_pb2_grpc.InferenceServiceAsyncStub", unti
         async for event in call:
             if event.HasField("delta"):
                 times[-1].append(time.monotonic())
-            if until.is_set():
+            if done.is_set():
                 call.cancel()
                 break
-    return times
 
 
 def request_for(schema: dict, *, as_tool: bool) -> pb.RunRequest:
@@ -88,14 +90,15 @@ async def test_hostile_schemas_delay_neither_a_stream_nor_their_answers(stack, r
     good_request = request_for({"type": "object", "properties": {"a": {"type": "integer"}}}, as_tool=as_tool)
     async with grpc.aio.insecure_channel(stack.grpc_address) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
-        stream = asyncio.create_task(token_times(stub, done))
-        await asyncio.sleep(1.5)
+        times: list[list[float]] = []
+        stream = asyncio.create_task(record_token_times(stub, done, times))
+        await until(lambda: sum(map(len, times)) >= MIN_TOKENS)
         began = time.monotonic()
         asked = [answer(stub, request) for request in requests]
         answers = await asyncio.gather(*asked) if at_once else [await one for one in asked]
         good, outcome = await answer(stub, good_request)
         done.set()
-        times = await stream
+        await stream
     gaps = [(later, later - earlier) for reply in times for earlier, later in zip(reply, reply[1:], strict=False)]
     before = max(gap for time_, gap in gaps if time_ < began)
     gap = max(gap for time_, gap in gaps if time_ >= began)

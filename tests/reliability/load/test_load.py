@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.stack import Stack
 from tests.reliability.client import DONE, Ending, Exchange, ask, post, run_path
-from tests.reliability.watch import SERVICES, Memory, assert_alive, metrics
+from tests.reliability.watch import SERVICES, Memory, assert_alive, settled_metrics
 from tests.support.processes import free_address
 
 pytestmark = pytest.mark.reliability
@@ -159,9 +159,7 @@ async def run_load(stack: Stack, metrics_address: str) -> Load:
     started = time.monotonic()
     await ask(stack.http_address, {"prompt": "hello", "max_tokens": 1})
     load.answers_again_seconds = time.monotonic() - started
-    # The bridge has logged the clients that disconnected last, perhaps before the server.
-    await asyncio.sleep(1)
-    load.counted = metrics(metrics_address)
+    load.counted = await settled_metrics(metrics_address)
     return load
 
 
@@ -221,7 +219,8 @@ def test_every_accepted_run_has_the_end_that_its_client_saw(load):
 def test_the_servers_counters_agree(load):
     counted = load.counted
     assert counted["tailrace_requests_accepted_total"] == counted["tailrace_requests_ended_total"]
-    outcomes = Counter(run.outcome for run in load.stack.runs())
+    logged = counted["tailrace_requests_ended_total"] + counted.get("tailrace_requests_refused_total", 0)
+    outcomes = Counter(run.outcome for run in load.stack.wait_for_runs(int(logged), timeout_seconds=10))
     for outcome in ("completed", "cancelled"):
         # Requests cancelled before their acceptance are counted as refused.
         refused = counted.get(f"tailrace_requests_refused_total {outcome}", 0)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.stack import Stack
 from tests.reliability.client import Ending, Exchange, ask
-from tests.reliability.watch import MIB, SERVICES, Held, Memory, assert_alive, held, metrics
+from tests.reliability.watch import MIB, SERVICES, Held, Memory, assert_alive, held, metrics, settled_metrics
 from tests.support.processes import free_address
 
 pytestmark = pytest.mark.reliability
@@ -68,10 +68,21 @@ async def observe(soak: Soak, metrics_address: str) -> None:
 
 
 async def at_rest(soak: Soak, metrics_address: str) -> tuple[dict[str, Held], dict[str, float]]:
-    """Return the processes' resources and the server's metrics without load, after a moment for cleaning up."""
+    """Return the processes' resources and the server's metrics without load, once connections are closed."""
     await ask(soak.stack.http_address, {"prompt": "hello", "max_tokens": 1})
-    await asyncio.sleep(3)
-    return {service: held(soak.stack, service) for service in SERVICES}, metrics(metrics_address)
+    counted = await settled_metrics(metrics_address)
+    return {service: await resting(soak.stack, service) for service in SERVICES}, counted
+
+
+async def resting(stack: Stack, service: str) -> Held:
+    """Return the resources of a process when its descriptors and threads have not changed for a second, or after 20 s."""
+    found = held(stack, service)
+    for _ in range(20):
+        await asyncio.sleep(1)
+        before, found = found, held(stack, service)
+        if (before.descriptors, before.threads) == (found.descriptors, found.threads):
+            break
+    return found
 
 
 async def run_soak(stack: Stack, metrics_address: str) -> Soak:
