@@ -23,6 +23,7 @@ def catalog(tiny_model, tmp_path):
 
 @pytest.fixture
 async def running(catalog):
+    # Small chunks, so that a prompt of 2048 tokens is computed long enough to act meanwhile.
     settings = {"max_running_seqs": 2, "max_waiting_seqs": 2, "prefill_chunk_tokens": 16, "prefill_idle_tokens": 16}
     async with running_server(catalog, **settings) as running:
         yield running

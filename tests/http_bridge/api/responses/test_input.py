@@ -192,7 +192,7 @@ async def test_a_field_that_cannot_be_honoured_is_refused_by_name(refusal_of, fi
 
 
 async def test_fields_without_an_effect_are_accepted(chat_of):
-    await chat_of(
+    chat = await chat_of(
         store=False,
         background=False,
         truncation="disabled",
@@ -208,6 +208,7 @@ async def test_fields_without_an_effect_are_accepted(chat_of):
         client_metadata={"a": "b"},
         reasoning={"summary": "auto"},
     )
+    assert chat == await chat_of()
 
 
 @pytest.mark.parametrize(
