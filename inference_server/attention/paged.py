@@ -28,7 +28,7 @@ NAME = "tailrace"
 
 _passes = threading.local()  # attribute `batch`: the batch of the pass that runs on this thread
 
-# Keyword arguments of transformers models that this attention ignores. Of these, only is_causal=False is rejected.
+# Keyword arguments of transformers models that this attention ignores, except that it rejects is_causal=False.
 _IGNORED = {
     "dropout",
     "position_ids",

@@ -46,7 +46,7 @@ class CpuForward:
     """
 
     def __init__(self, decoder: DecoderWeights, cache: KVCache, adapters: CpuAdapters | None = None) -> None:
-        """Run `decoder` over `cache`. `adapters`: LoRA adapters of the decoder, if it has any."""
+        """Create the forward pass of `decoder` with `cache`. `adapters`: LoRA adapters of the decoder, if it has any."""
         self._decoder, self._cache, self._adapters = decoder, cache, adapters
         keys, _ = self._keys_and_values(0)
         prefill = ops.prefill_attention_kernel(decoder.dtype, keys)

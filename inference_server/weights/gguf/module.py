@@ -77,7 +77,7 @@ class ModuleFiller:
         head's rows.
 
         Raises:
-            ConfigurationError: A tensor has another shape than its layer.
+            ConfigurationError: The shape of a tensor differs from that of its layer.
         """
         if not self._keeps_linears:
             return

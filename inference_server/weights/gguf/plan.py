@@ -148,7 +148,7 @@ def _read_plan(path: Path, source: Path) -> Planned:
 
 
 def _packed(sources: list[FileLinear], kind: dict[str, Any]) -> KernelLinear:
-    """Return the packed layer. Raises ValueError if this CPU's kernels need another kind of layer than the plan's."""
+    """Return the packed layer. Raises ValueError if this CPU's kernels need a kind of layer other than the plan's."""
     layer = pack(
         sources,
         _PRECISIONS[kind["weight_format"]],
