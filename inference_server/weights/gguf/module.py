@@ -1,7 +1,7 @@
 """Fills a transformers module from a GGUF file, tensor by tensor.
 
 The module is made without memory for its parameters. A linear layer whose weights are one tensor of the file is either
-filled or replaced by a FileLinear. transformers' own processors compute the other parameters, one tensor at a time.
+filled or replaced with a FileLinear. transformers' own processors compute the other parameters, one tensor at a time.
 """
 
 from collections.abc import Callable, Iterator
