@@ -66,7 +66,7 @@ class CpuForward:
         return self._decoder.has_windows
 
     def decode(self, tokens: DecodeTokens) -> Tensor:
-        """Decode one position of each sequence. Returns logits (num_seqs, vocab_size) float32."""
+        """Decode tokens, of which a sequence may have several. Returns logits (num_tokens, vocab_size) float32."""
         return self._run(tokens, None).logits[: len(tokens.token_ids), : self._decoder.head.out_features]
 
     def prefill(self, prompts: PromptTokens, wanted: list[int]) -> Tensor:

@@ -126,7 +126,7 @@ class ModuleFiller:
         """Replace a parameter or a buffer.
 
         Raises:
-            ConfigurationError: The parameter or buffer has another shape in this model.
+            ConfigurationError: The parameter or buffer has a different shape in this model.
         """
         parent_name, _, last = name.rpartition(".")
         parent = self._model.get_submodule(parent_name)
