@@ -78,7 +78,7 @@ class Child:
             time.sleep(0.005)
 
     def resume(self) -> None:
-        """Continue the processes that `pause` stopped. No effect on running ones."""
+        """Continue the processes that `pause` stopped. Has no effect on running processes."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:

@@ -49,8 +49,8 @@ _SUPPORTED = {
     "task_type",
     "use_rslora",
 }
-# Initialisations that do not change the weights of the model. An adapter with another initialisation fits only a
-# model with changed weights.
+# Initialisations that do not change the weights of the model. An adapter with any other initialisation fits only a
+# model whose weights were changed.
 _INITIALIZATIONS = {"true", "false", "gaussian", "eva", "orthogonal", "none"}
 _EXPLANATIONS = {
     "use_dora": "is a DoRA adapter (use_dora)",

@@ -18,7 +18,7 @@ Speculation = Literal["prompt-lookup", "off"]
 
 
 class StrictTable(BaseModel):
-    """A table that rejects unknown keys, and values of another type."""
+    """A table that rejects unknown keys and values of the wrong type."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

@@ -53,7 +53,7 @@ class FileTensor:
         """Return the number format.
 
         Raises:
-            ConfigurationError: This server does not read the format.
+            ConfigurationError: This server does not support the format.
         """
         return format_of(self.type_id)
 
