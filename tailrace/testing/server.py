@@ -36,7 +36,7 @@ _keepers: "dict[Path, subprocess.Popen[bytes]]" = {}
 
 
 class StartError(Exception):
-    """There is no server for the tests. The message states the cause, and after a failed start the end of the log."""
+    """There is no server for the tests. The message states the cause, with the end of the log if the server ended."""
 
 
 @dataclass(frozen=True, slots=True)
