@@ -27,7 +27,7 @@ MODELS = (
 )
 EMBEDDERS = ("@cf/baai/bge-small-en-v1.5", "@cf/sentence-transformers/all-minilm-l6-v2")
 # Long enough to cancel a reply in the middle, and short enough to wait for.
-SEQUENCE_LENGTH = 64
+SEQUENCE_LENGTH = 128
 _DEFAULT_CATALOG = ROOT / "inference_server" / "catalogs" / "default.toml"
 # Another inference server: a command that is started with the same settings (make test-vllm).
 OTHER_SERVER = shlex.split(os.environ.get("TAILRACE_TEST_SERVER", ""))

@@ -124,8 +124,8 @@ def test_rag_reports_a_refusal_in_one_sentence(stack):
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_web_app_forwards_the_stream_unbuffered(stack, web, method):
     num_runs = len(stack.settled_runs())
-    body = {"prompt": STORY, "seed": 1, "max_tokens": 60}
-    fields = {"params": story_query(max_tokens=60)} if method == "GET" else {"json": body}
+    body = {"prompt": STORY, "seed": 1, "max_tokens": 120}
+    fields = {"params": story_query(max_tokens=120)} if method == "GET" else {"json": body}
     with web.stream(method, "/worker-endpoint", **fields) as response:
         chunks = response.iter_raw()
         stream = next(chunks)
