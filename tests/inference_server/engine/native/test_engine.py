@@ -178,7 +178,7 @@ async def test_reject_if_busy_refuses_instead_of_waiting(llama):
 
 
 async def test_a_time_limit_returns_the_text_so_far(llama):
-    reply = await collect(llama, request(prompt(10), time_limit_seconds=0.2, **ENDLESS))
+    reply = await collect(llama, request(prompt(10), time_limit_seconds=0.6, **ENDLESS))
     assert reply.completed.finish_reason is FinishReason.TIME_LIMIT
     assert 0 < reply.completed.usage.completion_tokens < 1800
     assert reply.text
