@@ -35,8 +35,9 @@ LONGEST_PAUSE_SECONDS = 5.0
 # in use, it is the number of the freed slot that the request got.
 ADMITTED = re.compile(r"admitted (?P<id>\S+) account '(?P<account>\S*)', position (?P<position>\d+)$", re.MULTILINE)
 LATEST_POSITION = 2
-# Ratio of times to the first token: under load to those with eight busy slots and an empty queue.
-MOST_MEDIAN_RATIO, MOST_WORST_RATIO = 2.0, 5.0
+# Ratio of times to the first token: under load to those with eight busy slots and an empty queue. The late one is the 95th
+# percentile: other programs of the machine may delay a single request.
+MOST_MEDIAN_RATIO, MOST_LATE_RATIO = 2.0, 5.0
 
 MALFORMED = [
     post(run_path(CROWD), b'{"prompt": "where is'),
@@ -257,4 +258,9 @@ def test_the_second_account_gets_the_second_free_slot_at_the_latest(load):
 
 def test_the_second_account_waits_hardly_longer_than_without_load(load):
     assert statistics.median(load.steady) < MOST_MEDIAN_RATIO * statistics.median(load.baseline)
-    assert max(load.steady) < MOST_WORST_RATIO * max(load.baseline)
+    assert late(load.steady) < MOST_LATE_RATIO * late(load.baseline)
+
+
+def late(times: list[float]) -> float:
+    """Return the 95th percentile."""
+    return statistics.quantiles(times, n=20)[-1]
