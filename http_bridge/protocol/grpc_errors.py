@@ -219,7 +219,10 @@ def _not_recorded(details: _Details) -> ApiError:
     folder, command = found.get("folder", "?"), found.get("command", "?")
     # 404, because SDKs repeat requests after 409, 429 and every status from 500.
     return ApiError(
-        404, 5098, f"No recording of this request in {folder}: {where}. To record it, send it to this server: {command}"
+        404,
+        5098,
+        f"No recording of this request in {folder}: {where}. To record it, send it to a server with "
+        f"TAILRACE_RECORDINGS_MODE=auto, or to this one: {command}",
     )
 
 
