@@ -208,6 +208,8 @@ def _body(request: Request) -> dict[str, object]:
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
     if request.raw:
         return body | {"prompt": request.prompt}
+    if request.continues:
+        body["continue_final_message"] = True
     return body | {"messages": [{"role": role, "content": content} for role, content in request.messages]}
 
 

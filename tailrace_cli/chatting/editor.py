@@ -18,6 +18,8 @@ from tailrace_cli.output import is_terminal
 
 QUOTES = '"""'
 PROMPT, CONTINUATION = "> ", ". "
+# Values of TERM for terminals that interpret no escape sequences.
+_SIMPLE = ("dumb", "unknown")
 # Returns the words that may replace the last word of a line.
 Complete = Callable[[str], Sequence[str]]
 
@@ -26,6 +28,7 @@ class Editor(Protocol):
     """Interface of a reader of messages."""
 
     can_edit: bool  # whether `read` accepts a text to edit
+    reads_keys: bool  # whether `read` receives every key itself; otherwise the terminal collects lines
 
     def read(self, default: str = "") -> str:
         """Return the next message, without its quotation marks and surrounding spaces; empty for an empty line.
@@ -48,7 +51,7 @@ def make_editor(complete: Complete, *, keeps_history: bool) -> Editor:
     """
     if not is_terminal(sys.stdin):
         return LineEditor()
-    is_capable = is_terminal(sys.stdout) and os.environ.get("TERM", "dumb") != "dumb"
+    is_capable = is_terminal(sys.stdout) and (os.environ.get("TERM") or _SIMPLE[0]) not in _SIMPLE
     path = history.history_file(is_wanted=keeps_history)
     if is_capable and importlib.util.find_spec("prompt_toolkit") is not None:
         from tailrace_cli.chatting.full_editor import FullEditor
@@ -77,6 +80,7 @@ class LineEditor:
     """Reads messages line by line, without editing."""
 
     can_edit = False
+    reads_keys = False
 
     def read(self, default: str = "") -> str:
         """Return the next message; see Editor. `default` is not used."""
@@ -116,6 +120,7 @@ class ReadlineEditor(LineEditor):
         self._readline = readline
         self._complete = complete
         self._path = path
+        self.reads_keys = is_terminal(sys.stdout)  # Python uses readline only if both are terminals
         readline.set_completer(self._completion)
         readline.set_completer_delims(" \t\n")
         readline.parse_and_bind("tab: complete")
