@@ -47,7 +47,7 @@ def read_file(path: Path) -> TextFile:
     except (OSError, ValueError) as error:  # ValueError: the name has a zero byte
         raise Failure(f"/file {path}: {getattr(error, 'strerror', None) or error}.") from None
     if len(data) > _MAX_BYTES:
-        raise Failure(f"/file {path}: it has {size(num_bytes)}, and at most {size(_MAX_BYTES)} can be attached.")
+        raise Failure(f"/file {path}: it has {num_bytes} bytes, and at most {_MAX_BYTES} can be attached.")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -30,6 +30,9 @@ class Echo:
             raise TooLong("Too long.")
         self.conversations.append(request.messages)
         self.last = request
+        if request.continues:
+            yield from self._rest(request, stats)
+            return
         if request.prompt == "no":
             raise Refusal("Refused.")
         if request.prompt == "early":
@@ -43,11 +46,19 @@ class Echo:
         yield Piece(request.prompt)
         stats.prompt_tokens, stats.completion_tokens, stats.finish = 40, 2, "length"
 
+    def _rest(self, request, stats):
+        """Yield the rest of a reply: " and more", or an error if the question was "refuse the rest"."""
+        if "refuse the rest" in request.messages[-2][1]:
+            raise Refusal("Refused.")
+        yield Piece(" and more")
+        stats.prompt_tokens, stats.completion_tokens, stats.finish = 42, 3, "stop"
+
 
 class Typed:
     """An editor for tests: returns the given messages, and records the drafts. "^C" stands for Ctrl-C."""
 
     can_edit = True
+    reads_keys = False
 
     def __init__(self, messages):
         self.messages = list(messages)
@@ -199,6 +210,10 @@ def test_commands_change_the_next_request(type_in):
         ("/load nosuch.json", "nosuch.json cannot be read"),
         ("/schema [1]", "/schema [1] is neither"),
         ("/regenerate", "There is no reply to generate again."),
+        ("/continue", "There is no reply to continue."),
+        ("/file nosuch.txt", "/file nosuch.txt: No such file or directory."),
+        ("/file .", "/file .: it is a folder."),
+        ("/file /dev/zero", "/file /dev/zero: it is no regular file."),
         ("/copy", "There is no reply to copy."),
         ("/save", "/save needs the name of a file."),
     ],
@@ -211,3 +226,81 @@ def test_a_wrong_command_changes_nothing(type_in, command, sentence):
 
 def test_a_short_name_is_enough(talk):
     assert "Talking to @cf/meta/echo." in talk("", model="echo")[2].err
+
+
+def test_a_cut_reply_is_continued_until_it_is_complete(type_in):
+    _, client, _, shown = type_in("one", "/continue", "/continue", "two")
+    assert client.conversations[1] == [("user", "one"), ("assistant", "re: one")]
+    assert client.conversations[2] == [("user", "one"), ("assistant", "re: one and more"), ("user", "two")]
+    assert "re: one\n and more\n" in shown.out
+    assert "/continue continues it" in shown.err and "The last reply is complete" in shown.err
+
+
+@pytest.mark.parametrize("message", ["refuse the rest", "cut"])
+def test_a_stopped_reply_is_continued_and_a_refused_rest_changes_nothing(type_in, message):
+    _, client, drafts, _ = type_in(message, "/continue", "two")
+    answer = "re: refuse the rest" if message != "cut" else "re:  and more"
+    assert client.conversations[-1] == [("user", message), ("assistant", answer), ("user", "two")]
+    assert drafts == [""] * 4
+
+
+def test_the_messages_before_a_continued_reply_are_dropped_if_there_is_no_room(type_in):
+    _, client, _, _ = type_in("one", "two", "/continue", window=3)
+    assert client.conversations[-1] == [("user", "two"), ("assistant", "re: two")]
+    _, client, _, shown = type_in("one", "/continue", "/clear", "two", window=1)
+    assert "Too long." in shown.err and client.conversations[-1] == [("user", "two")]
+
+
+def test_a_reply_with_a_schema_is_not_continued(type_in):
+    _, client, _, shown = type_in('/schema {"a": 1}', "one", "/continue")
+    assert len(client.conversations) == 1
+    assert "cannot be continued" in shown.err and "/continue continues it" not in shown.err
+
+
+@pytest.fixture
+def notes(tmp_path):
+    path = tmp_path / "my notes.txt"
+    path.write_text("first\nsecond\n")
+    return path
+
+
+ATTACHED = "my notes.txt:\nfirst\nsecond\n\none"
+
+
+def test_a_file_is_attached_to_the_next_question_only(type_in, notes):
+    _, client, _, shown = type_in(f"/file {notes}", "/file", "one", "two")
+    assert [message for _, message in client.last.messages] == [ATTACHED, f"re: {ATTACHED}", "two"]
+    assert shown.err.count("my notes.txt (13 B)") == 2
+
+
+def test_files_stay_attached_to_a_refused_question(type_in, notes):
+    _, client, drafts, shown = type_in(f"/file {notes}", "no", "one")
+    assert (drafts[2], client.last.messages) == ("no", [("user", ATTACHED)])
+    assert "Still attached: my notes.txt" in shown.err
+
+
+def test_an_edited_question_keeps_its_files(type_in, notes):
+    _, client, drafts, _ = type_in(f"/file {notes}", "uno", "/edit", "one")
+    assert (drafts[3], client.last.messages) == ("uno", [("user", ATTACHED)])
+
+
+def test_files_are_removed_and_the_same_file_is_attached_once(type_in, notes):
+    _, client, _, _ = type_in(f"/file {notes}", f"/file {notes}", "one", f"/file {notes}", "/file off", "/clear", "two")
+    assert client.conversations == [[("user", ATTACHED)], [("user", "two")]]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"\x89PNG\xff", "it is not UTF-8 text."),
+        (b"a\0b", "it is not text, because it contains zero bytes."),
+        (b" \n", "it is empty."),
+        (b"x" * 200_001, "it has 200001 bytes, and at most 200000 can be attached."),
+        (b"x" * 3_000_000, "it has 3000000 bytes, and at most 200000 can be attached."),
+    ],
+)
+def test_a_file_that_cannot_be_attached_is_refused(type_in, tmp_path, content, sentence):
+    (tmp_path / "x").write_bytes(content)
+    _, client, _, shown = type_in(f"/file {tmp_path / 'x'}", "one")
+    assert f"/file {tmp_path / 'x'}: {sentence}" in shown.err
+    assert client.last.messages == [("user", "one")]
