@@ -183,7 +183,8 @@ def test_the_local_image_starts_with_the_settings_of_the_call_and_its_container_
     url = "process.env.TAILRACE_URL + '/client/v4/accounts/local/ai/run/@cf/meta/llama-2-7b-chat-int8'"
     headers = "{ authorization: 'Bearer ' + process.env.TAILRACE_TOKEN }"
     body = "JSON.stringify({ prompt: 'hi', max_tokens: 2 })"
-    program = f"fetch({url}, {{ method: 'POST', headers: {headers}, body: {body} }}).then(async (r) => console.log(await r.text()))"
+    program = f"fetch({url}, {{ method: 'POST', headers: {headers}, body: {body} }})"
+    program += ".then(async (reply) => console.log(await reply.text()))"
     done = new_project.run("tailrace", "dev", "--", "node", "-e", program, PATH=str(path), **settings)
     assert done.code == 0 and '"response"' in done.output and "(the Docker image tailrace)" in done.output, done.output
     assert len(list(folder.glob("llama-2-7b-chat-int8.hi.*.json"))) == 1
