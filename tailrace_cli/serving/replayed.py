@@ -47,7 +47,8 @@ def read_recordings() -> Replayed:
         folder = RecordingsFolder(Path(name), "replay")
     except ConfigurationError:
         return Replayed(name)
-    counts = Counter(each.request["model"] for method in METHODS.values() for each in folder.of_method(method))
+    recordings = [each for method in METHODS.values() for each in folder.of_method(method) if each.refusal is None]
+    counts = Counter(each.request["model"] for each in recordings)
     ordered = {model: counts[model] for model in (*folder.models, *counts) if counts[model]}
     # Of equally short ones the first by its text, so that a folder always has the same announcement.
     found = sorted(_requests(folder), key=lambda request: (len(request[1]), request))
@@ -64,7 +65,7 @@ def _requests(folder: "RecordingsFolder") -> list[tuple[str, str]]:
         name: canonical(pb.RunRequest(model=name), model.sampling_defaults)["sampling"]
         for name, model in folder.models.items()
     }
-    requests = [each.request for each in folder.of_method("Run")]
+    requests = [each.request for each in folder.of_method("Run") if each.refusal is None]
     bodies = [
         (request["model"], body)
         for request in requests

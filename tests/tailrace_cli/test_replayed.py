@@ -26,7 +26,9 @@ def record(tmp_path, monkeypatch):
         folder.add_models([pb.Model(name=name, sampling_defaults=DEFAULTS) for name in (MODEL, OTHER)])
         for request in requests:
             method = "Run" if isinstance(request, pb.RunRequest) else "CountTokens"
-            answer = reply(pb.Delta(text="a", tokens=1)) if method == "Run" else [pb.CountTokensResponse(prompt_tokens=1)]
+            answer = (
+                reply(pb.Delta(text="a", tokens=1)) if method == "Run" else [pb.CountTokensResponse(prompt_tokens=1)]
+            )
             folder.save(Recording(method, canonical(request, DEFAULTS), answer))
         return read_recordings()
 
