@@ -1,5 +1,6 @@
 """Sets what the terminal does with characters that are typed between two messages. The next message receives them."""
 
+import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,14 @@ def hidden_typing() -> Iterator[None]:
     """Switch the terminal's echo off within the block. Ctrl-C keeps its effect. Without a terminal nothing changes."""
     with _without(local=("ECHO",)):
         yield
+
+
+def has_waiting_keys() -> bool:
+    """Return True if keys were pressed in the terminal that no editor has read yet; False without a terminal."""
+    try:
+        return is_terminal(sys.stdin) and bool(select.select([sys.stdin], [], [], 0)[0])
+    except (OSError, ValueError):  # Windows, where only sockets can be selected
+        return False
 
 
 @contextmanager

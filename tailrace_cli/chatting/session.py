@@ -9,7 +9,7 @@ from tailrace_cli.chatting import commands
 from tailrace_cli.chatting.attachments import TextFile, with_files
 from tailrace_cli.chatting.conversation import Conversation
 from tailrace_cli.chatting.editor import Editor, make_editor
-from tailrace_cli.chatting.keyboard import hidden_typing, kept_keys
+from tailrace_cli.chatting.keyboard import has_waiting_keys, hidden_typing, kept_keys
 from tailrace_cli.client import Client, ModelLine, ReplyStats, Request, served_name
 from tailrace_cli.display.replies import CHOSEN_LIMIT, print_reply, why_cut
 from tailrace_cli.errors import Failure, OutputFailure, Refusal, TooLong
@@ -175,8 +175,11 @@ class _Session:
         self._comment(reply)
 
     def _return(self, question: str) -> None:
-        """Put a question without an answer back into the editor. A long one is in the history only."""
-        if len(question) <= _MAX_DRAFT:
+        """Put a question without an answer back into the editor.
+
+        A long one is in the history only, and so is one after which more was typed, which would otherwise be joined to it.
+        """
+        if len(question) <= _MAX_DRAFT and not has_waiting_keys():
             self._state.draft = question
         elif self._editor.can_edit:
             note("(Arrow up brings the question back.)")

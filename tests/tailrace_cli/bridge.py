@@ -32,6 +32,10 @@ class ScriptedBridge:
         """Send one reply, to the oldest request without one."""
         self.replies.put((text, finish))
 
+    def refuse(self, sentence: str) -> None:
+        """Refuse the oldest request without a reply. `sentence`: the error."""
+        self.replies.put((sentence, ""))
+
 
 @contextmanager
 def scripted_bridge() -> Iterator[ScriptedBridge]:
@@ -45,13 +49,16 @@ def scripted_bridge() -> Iterator[ScriptedBridge]:
         def do_POST(self) -> None:
             bridge.asked.put(json.loads(self.rfile.read(int(self.headers["content-length"]))))
             text, finish = bridge.replies.get(timeout=_SECONDS)
+            if not finish:
+                error = {"error": {"message": text}, "errors": [{"code": 5006, "message": text}]}
+                return self._send("application/json", error, status=400)
             usage = {"prompt_tokens": 5, "completion_tokens": 2}
             choice = {"delta": {"content": text}, "finish_reason": finish}
             self._send("text/event-stream", {"choices": [choice], "usage": usage}, "data: ", "\n\ndata: [DONE]\n\n")
 
-        def _send(self, kind: str, body: object, before: str = "", after: str = "") -> None:
+        def _send(self, kind: str, body: object, before: str = "", after: str = "", *, status: int = 200) -> None:
             data = f"{before}{json.dumps(body)}{after}".encode()
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("content-type", kind)
             self.send_header("content-length", str(len(data)))
             self.end_headers()

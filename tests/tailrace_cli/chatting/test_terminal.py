@@ -74,6 +74,20 @@ def test_a_question_that_is_typed_during_a_reply_is_asked_after_it(chat, bridge,
         assert terminal.exit_code() == 0
 
 
+def test_a_refused_question_is_not_joined_to_the_one_that_was_typed_meanwhile(chat, bridge):
+    with chat() as terminal:
+        terminal.until(PROMPT)
+        terminal.send("one\r")
+        bridge.request()
+        terminal.send("two\r")
+        bridge.refuse("Refused.")
+        terminal.until("Refused")
+        terminal.until("Arrow up brings the question back")
+        assert [message["content"] for message in bridge.request()["messages"]] == ["two"]
+        bridge.reply("dos")
+        terminal.until("dos")
+
+
 def test_the_terminal_is_not_asked_for_the_position_of_its_cursor(chat):
     """prompt_toolkit warns about terminals that do not answer within two seconds. Not every terminal does."""
     with chat() as terminal:

@@ -131,7 +131,7 @@ async def test_a_refusal_by_the_model_is_replayed(catalog, tmp_path):
     requests = [chat("word " * 3000), last_is_users]
     found = []
     for mode in ("record", "replay"):
-        async with running_server(catalog, load=mode == "record", recordings=tmp_path, recordings_mode=mode) as running:
+        async with running_server(catalog, recordings=tmp_path, recordings_mode=mode) as running:
             for request in requests:
                 with pytest.raises(grpc.aio.AioRpcError) as refused:
                     await all_of(running.stub, request)
