@@ -17,7 +17,7 @@ REFUSED = [
     (MODEL, {"prompt": ""}),
     (MODEL, {"prompt": "hi", "temperature": 9}),
     (MODEL, {"messages": []}),
-    (MODEL, {"prompt": "hi", "continue_final_message": True}),
+    (MODEL, {"messages": [{"role": "user", "content": "hi"}], "continue_final_message": True}),
     ("@cf/test/unknown", {"prompt": "hi"}),
 ]
 
@@ -50,7 +50,7 @@ async def test_a_replay_announces_a_recorded_request_and_refuses_like_the_model(
         recorded = await asyncio.to_thread(answer, address, MODEL, RECORDED)
         refused = [await asyncio.to_thread(answer, address, *request) for request in REFUSED]
         too_long = await asyncio.to_thread(answer, address, MODEL, {"prompt": "word " * 9000})
-    assert (recorded[0], too_long[0]) == (200, 413) and all(status == 400 for status, _ in refused)
+    assert [status for status, _ in (recorded, too_long, *refused)] == [200, 413, *[400] * len(REFUSED)]
     async with process("tailrace_cli", "serve", "--replay", folder, **own) as stack:
         text = await announced(stack)
         assert f"It replays the one reply recorded in {folder}. No model is loaded. Try a recorded request:" in text

@@ -76,7 +76,9 @@ export function useLocalConfigs(command: string[], folder: string): { argv: stri
  * @throws Failure - The command, or a program of its script, is wrangler's and is neither `dev` nor `pages dev`.
  */
 export function checkWrangler3(command: string[], folder: string): void {
-  const script = scriptOf(command, folder)?.words.join(" ").split(/[;&|]+/);
+  const script = scriptOf(command, folder)
+    ?.words.join(" ")
+    .split(/[;&|]+/);
   const programs = script?.map((text) => text.trim().split(/\s+/)) ?? [command];
   for (const words of programs) {
     const at = wranglerAt(words);

@@ -10,7 +10,8 @@ const IMAGE = "tailrace";
 const INSPECT_MILLISECONDS = 5000;
 
 /** Variables of this package, and of files that a container does not have. */
-const OWN = /^TAILRACE_(URL|TOKEN|COMMAND|PYTHON_PACKAGE|START_SECONDS|WRANGLER_CONFIG|CACHE_DIR|API_TOKENS|API_TOKENS_FILE)$/;
+const OWN =
+  /^TAILRACE_(URL|TOKEN|COMMAND|PYTHON_PACKAGE|START_SECONDS|WRANGLER_CONFIG|CACHE_DIR|API_TOKENS|API_TOKENS_FILE)$/;
 /** Variables of addresses and of gRPC's certificates. A container has its own addresses. */
 const ADDRESS = /^TAILRACE_(GRPC_\w+|\w+_ADDRESS|\w+_PORT)$/;
 

@@ -33,7 +33,7 @@ class Echo:
         if request.continues:
             yield from self._rest(request, stats)
             return
-        if request.prompt == "no":
+        if request.prompt.split("\n")[-1] == "no":  # files may precede it
             raise Refusal("Refused.")
         if request.prompt == "early":
             raise KeyboardInterrupt
