@@ -29,7 +29,8 @@ from benchmarks.load.workload import Workload
 from benchmarks.peers.tailrace import one_entry_catalog
 from benchmarks.processes import LOGS, Child, PeerFailed, free_port
 from inference_server.serving.catalog import read_catalog
-from inference_server.settings import DEFAULT_CATALOG, Settings
+from inference_server.settings.models import DEFAULT_CATALOG
+from inference_server.settings.server import Settings
 from inference_server.weights.download import local_folder
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1.inference_pb2_grpc import InferenceServiceStub

@@ -26,7 +26,7 @@ from http_bridge.observability.request_log import request_log
 from http_bridge.observability.tracing.base import request_trace
 from http_bridge.protocol.bodies.reader import BodyReader
 from http_bridge.protocol.grpc_errors import rpc_api_error
-from http_bridge.settings import Settings
+from http_bridge.settings.bridge import Settings
 from http_bridge.upstream.client import SESSION_KEY
 from http_bridge.upstream.merged import merged
 from tailrace.v1.inference_pb2 import Completed, RunResponse

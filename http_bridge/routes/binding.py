@@ -1,4 +1,4 @@
-"""The routes of the Worker binding, and the listener that serves only them. The table of all routes is in routes.py."""
+"""The routes of the Worker binding, and the listener that serves only them. The table of all routes is in table.py."""
 
 from collections.abc import Callable, Sequence
 
@@ -24,15 +24,15 @@ from http_bridge.api.reply_writer import ErrorWriter
 from http_bridge.api.workers_ai.models import search_models_for_worker
 from http_bridge.api.workers_ai.replies import BindingErrors
 from http_bridge.api.workers_ai.requests import RestParser
-from http_bridge.embedding_routes import any_task, run_input
+from http_bridge.endpoints.gateway import Inner, ProviderEndpoint, UniversalEndpoint
 from http_bridge.error_handlers import WithErrorFormat
-from http_bridge.gateway_endpoint import Inner, ProviderEndpoint, UniversalEndpoint
 from http_bridge.observability.request_log import request_log
 from http_bridge.protocol.reply_schemas import ENVELOPE
 from http_bridge.protocol.run_schemas import STEPS, with_batches
 from http_bridge.protocol.schemas import Schema
-from http_bridge.route_spec import Endpoint as HttpEndpoint
-from http_bridge.route_spec import RouteSpec, Services, as_asgi
+from http_bridge.routes.embeddings import any_task, run_input
+from http_bridge.routes.spec import Endpoint as HttpEndpoint
+from http_bridge.routes.spec import RouteSpec, Services, as_asgi
 from http_bridge.site.openapi import header
 
 _LABEL = "binding"

@@ -26,15 +26,15 @@ from http_bridge.api.workers_ai.models import ModelSchema, search_authors, searc
 from http_bridge.api.workers_ai.replies import BindingErrors
 from http_bridge.api.workers_ai.requests import GenericParser, RestParser
 from http_bridge.api.workers_ai.tokens import VerifyToken, list_accounts
-from http_bridge.binding_routes import BindingListener, binding_app, binding_routes, miniflare_app
-from http_bridge.embedding_routes import any_reply, any_task, embeddings_route, run_input
+from http_bridge.endpoints.run import RunEndpoint
 from http_bridge.errors import ApiError
 from http_bridge.observability.request_log import OTHER_ROUTE
 from http_bridge.protocol.reply_schemas import ENVELOPE, MODELS_REPLY, OPENAI_REPLY, RESPONSE, RUN_ENVELOPE
 from http_bridge.protocol.run_schemas import with_batches
 from http_bridge.protocol.schemas import Inputs, Schema
-from http_bridge.route_spec import Endpoint, EndpointApp, LabeledRoute, MakeApp, RouteSpec, Services, as_asgi
-from http_bridge.run_endpoint import RunEndpoint
+from http_bridge.routes.binding import BindingListener, binding_app, binding_routes, miniflare_app
+from http_bridge.routes.embeddings import any_reply, any_task, embeddings_route, run_input
+from http_bridge.routes.spec import Endpoint, EndpointApp, LabeledRoute, MakeApp, RouteSpec, Services, as_asgi
 from http_bridge.site.openapi import document, query
 from http_bridge.site.pages import pages
 

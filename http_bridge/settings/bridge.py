@@ -5,10 +5,10 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from http_bridge.batch_settings import BatchSettings
 from http_bridge.protocol.grpc_targets import split_targets
 from http_bridge.protocol.profiles import ProfileName
-from http_bridge.setting_types import (
+from http_bridge.settings.batches import BatchSettings
+from http_bridge.settings.types import (
     LOWER_CASE,
     Address,
     Hosts,

@@ -8,11 +8,11 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-import http_bridge.settings
-import inference_server.settings
+from http_bridge.settings import bridge
+from inference_server.settings import server
 from tests.support.processes import ROOT
 
-_SERVICES: dict[str, Any] = {"server": inference_server.settings.Settings, "bridge": http_bridge.settings.Settings}
+_SERVICES: dict[str, Any] = {"server": server.Settings, "bridge": bridge.Settings}
 # Title of each group, in the order of the page.
 GROUPS = {
     "network": "Network",

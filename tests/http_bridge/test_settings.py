@@ -2,7 +2,7 @@
 
 import pytest
 
-from http_bridge.settings import Settings
+from http_bridge.settings.bridge import Settings
 from tailrace_shared.config_errors import ConfigurationError
 
 

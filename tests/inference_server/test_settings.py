@@ -7,7 +7,9 @@ from typing import get_args
 import pytest
 
 from inference_server.kernels.isa import choice, cpu
-from inference_server.settings import DEFAULT_CATALOG, Group, PrefillTokens, Settings
+from inference_server.settings.models import DEFAULT_CATALOG
+from inference_server.settings.scheduling import PrefillTokens
+from inference_server.settings.server import Group, Settings
 from tailrace_shared.config_errors import ConfigurationError
 
 # An instruction set of another architecture than this CPU's.
