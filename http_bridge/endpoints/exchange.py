@@ -14,9 +14,8 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from http_bridge.api.base import IncomingRequest, RunJob
+from http_bridge.api.base import Choices, IncomingRequest, RunJob
 from http_bridge.api.collected import Incomplete, all_collected, collected
-from http_bridge.api.openai.choices import Choices
 from http_bridge.api.reply_writer import ErrorWriter
 from http_bridge.auth.bearer import ACCOUNT_KEY
 from http_bridge.error_handlers import REQUEST_ID_HEADER

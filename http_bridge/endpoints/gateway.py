@@ -19,7 +19,7 @@ from http_bridge.errors import ApiError
 from http_bridge.http_server.request_body import read_body
 from http_bridge.protocol.grpc_errors import request_timeout
 from http_bridge.protocol.run_schemas import MAX_STEPS
-from http_bridge.protocol.validation import bad_input, load, unpack
+from http_bridge.protocol.validation.documents import bad_input, load, unpack
 from http_bridge.settings.bridge import Settings
 
 _OPENAI = "v1/"

@@ -6,6 +6,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from http_bridge.api.binding.embeddings import BindingEmbeddingParser
 from http_bridge.api.binding.gateway import (
     GATEWAY_PATH,
     WORKERS_AI,
@@ -19,8 +20,8 @@ from http_bridge.api.binding.gateway import (
 )
 from http_bridge.api.binding.requests import BindingParser
 from http_bridge.api.binding.unwrap import Binding, Endpoint, Miniflare
-from http_bridge.api.embeddings import workers_ai as embeddings
 from http_bridge.api.reply_writer import ErrorWriter
+from http_bridge.api.workers_ai import embeddings
 from http_bridge.api.workers_ai.models import search_models_for_worker
 from http_bridge.api.workers_ai.replies import BindingErrors
 from http_bridge.api.workers_ai.requests import RestParser
@@ -119,7 +120,7 @@ def _run_route(path: str) -> RouteSpec:
     return RouteSpec(
         label=_LABEL,
         path=path,
-        endpoint=any_task(BindingParser(), embeddings.BindingEmbeddingParser()),
+        endpoint=any_task(BindingParser(), BindingEmbeddingParser()),
         methods=("POST",),
         errors=BindingErrors(),
         summary="A Worker's env.AI.run",

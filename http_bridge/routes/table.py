@@ -13,7 +13,6 @@ from starlette.types import ASGIApp, Scope
 
 from http_bridge.api.base import RequestParser
 from http_bridge.api.binding.unwrap import MINIFLARE_URL, Wrangler
-from http_bridge.api.embeddings import workers_ai as embeddings
 from http_bridge.api.health import healthz, readyz
 from http_bridge.api.openai.errors import OpenAiErrors
 from http_bridge.api.openai.models import openai_model, openai_models
@@ -22,6 +21,7 @@ from http_bridge.api.reply_writer import ErrorWriter
 from http_bridge.api.responses.errors import ResponsesErrors
 from http_bridge.api.responses.requests import ResponsesParser
 from http_bridge.api.responses.stored import not_stored
+from http_bridge.api.workers_ai import embeddings
 from http_bridge.api.workers_ai.models import ModelSchema, search_authors, search_models, search_tasks
 from http_bridge.api.workers_ai.replies import BindingErrors
 from http_bridge.api.workers_ai.requests import GenericParser, RestParser

@@ -27,9 +27,9 @@ from inference_server.text.grammar import GrammarError, parsed_schema
 from inference_server.text.prompt_encoder import Prompt
 from inference_server.text.schema_faults import located
 from inference_server.text.tool_calls import Place
+from inference_server.text.tool_constraint import calls_constraint
 from inference_server.text.tool_formats import Tool
 from inference_server.text.tools.call_grammar import ReplyForm
-from inference_server.text.tools.constraint import calls_constraint
 from tailrace.v1 import inference_pb2 as pb
 
 if TYPE_CHECKING:

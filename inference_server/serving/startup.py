@@ -39,7 +39,7 @@ from inference_server.text.prompt_encoder import PromptEncoder
 from inference_server.text.reasoning.formats import FORMATS, ReasoningFormat
 from inference_server.text.reasoning.model import ModelThoughts
 from inference_server.text.tool_formats import detect_tool_format
-from inference_server.weights.atomic_folder import remove_leftovers
+from inference_server.weights.disk.atomic_folder import remove_leftovers
 from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)

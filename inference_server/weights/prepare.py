@@ -24,7 +24,7 @@ from inference_server.progress import progress
 from inference_server.settings.server import Settings
 from inference_server.weights import packed_cache
 from inference_server.weights.architectures import refuse_unsupported
-from inference_server.weights.atomic_folder import made_once
+from inference_server.weights.disk.atomic_folder import made_once
 from inference_server.weights.download import local_path, naming_source
 from inference_server.weights.gguf.description import describe_file, in_cache
 from inference_server.weights.gguf.file import FileTensor

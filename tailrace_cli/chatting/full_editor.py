@@ -11,7 +11,7 @@ from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.shortcuts import CompleteStyle
 
-from tailrace_cli.chatting.editor import CONTINUATION, PROMPT, Complete, is_open, unquoted
+from tailrace_cli.chatting.message_text import CONTINUATION, PROMPT, Complete, is_open, unquoted
 
 # Longest question that the history keeps, in characters.
 _MAX_KEPT = 100_000

@@ -27,7 +27,7 @@ from inference_server.engine.native.shortlist import (
 from inference_server.engine.sequence import Penalties
 from inference_server.generation import Candidate, SamplingParams, TokenLogprob
 from inference_server.kernels.jit.kernel import Kernel
-from inference_server.kernels.sampling.calls import (
+from inference_server.kernels.sampling_calls import (
     GREEDY,
     NO_EDITS,
     Draw,
