@@ -137,7 +137,7 @@ class Choices(Protocol):
 
     @property
     def requests(self) -> tuple[RunRequest, ...]:
-        """One message to the inference server for each choice."""
+        """The message to the inference server for each choice."""
 
     def event(self, index: int, event: RunResponse) -> bytes:
         """Return the chunks for an event of choice `index`; may be empty."""

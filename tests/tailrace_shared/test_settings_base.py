@@ -1,4 +1,4 @@
-"""What the settings of both services have in common."""
+"""Settings: what the classes of both services have in common."""
 
 from typing import get_args
 
