@@ -50,7 +50,8 @@ def _entries(folder: Path, targets: str, settings: Settings) -> list[CatalogEntr
         )
         for seed in range(_NUM_ADAPTERS)
     }
-    return [replace(entry, adapters=adapters) for entry in entries]
+    # Draft tokens would hide the adapters' cost, because adapted replies repeat themselves more often.
+    return [replace(entry, adapters=adapters, speculation="off") for entry in entries]
 
 
 async def _tokens_per_s(model: HostedModel, adapters: list[int], num_tokens: int) -> float:

@@ -118,7 +118,7 @@ def test_an_edited_question_begins_a_branch(playground):
 
 
 def test_two_models_answer_side_by_side_and_one_is_kept(playground):
-    second = playground.get_by_label("Second model").locator("option").nth(1).inner_text()
+    second = playground.get_by_label("Second model").locator("option").nth(1).get_attribute("value")
     playground.get_by_label("Second model").select_option(index=1)
     ask(playground, "Name a river.")
     columns = replies(playground).locator(".reply")
