@@ -78,7 +78,7 @@ def load(path: Path, precision: str, cache_dir: Path) -> Load:
 
 
 def load_by_llama_cpp(python: str, path: Path) -> float:
-    """Return the seconds of a load by llama.cpp. Without mmap, it copies the weights into memory, as Tailrace does."""
+    """Return the seconds of a load by llama.cpp. mmap is off, so it copies the weights into memory, as Tailrace does."""
     done = subprocess.run([python, "-c", _LOAD_LLAMA_CPP, str(path)], check=True, capture_output=True, text=True)
     return float(done.stdout.splitlines()[-1])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 _ROOT = Path(__file__).parent.parent
 _ENGINE = "inference_server/engine"
-# A Python module, and a change to ask for.
+# Pairs of a Python module and the change that a prompt requests.
 _EDITS = (
     (f"{_ENGINE}/rate_limit.py", "Rename the class RateLimit to Limiter"),
     (f"{_ENGINE}/histogram.py", "Rename the class Histogram to Counts"),

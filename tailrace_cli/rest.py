@@ -208,7 +208,7 @@ def _body(request: Request) -> dict[str, object]:
 def _pieces(lines: Iterable[bytes], stats: ReplyStats) -> Iterator[Piece]:
     """Yield the pieces of a stream's events. Raises Refusal if the stream fails or ends without [DONE]."""
     for line in lines:
-        # A line without data is a comment of a silent stream, or the blank line after an event.
+        # A line without data is a keep-alive comment, or the blank line after an event.
         if not line.startswith(b"data: "):
             continue
         data = line.removeprefix(b"data: ").strip()
@@ -230,7 +230,7 @@ def _pieces(lines: Iterable[bytes], stats: ReplyStats) -> Iterator[Piece]:
 
 
 def _sentence(body: Mapping[str, Any]) -> str:
-    """Return an error's sentence for people, without the prefix that clients parse."""
+    """Return the sentence of an error for the user, without the prefix that programs parse."""
     error = body.get("error")
     text = str(error["message"] if isinstance(error, dict) else body["errors"][0]["message"]).removeprefix(_PREFIX)
     return text if text.endswith((".", "!", "?")) else f"{text}."

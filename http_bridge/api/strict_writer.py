@@ -55,7 +55,7 @@ class StrictWriter(ReplyWriter):
         return self._writer.error(error, request_id)
 
     def streams_refusal(self, error: ApiError) -> bool:
-        """Return True if the client reads this refusal from a stream."""
+        """Return True if the client reads this refusal only from a stream, and not from an HTTP status."""
         return self._writer.streams_refusal(error)
 
     def _check(self, completed: Completed, *, has_call: bool) -> None:

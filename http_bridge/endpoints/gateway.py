@@ -109,7 +109,7 @@ class UniversalEndpoint:
 
 
 class _Attempt:
-    """The `send` of one step. Drops an error response, so that the next step can answer. The last step's is sent."""
+    """The `send` of one step. Drops its error response, so that the next step can answer, unless it is the last step."""
 
     def __init__(self, send: Send, index: int, *, is_last: bool) -> None:
         self._send = send

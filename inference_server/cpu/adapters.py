@@ -65,7 +65,7 @@ class CpuAdapters:
         """
         shapes = _shapes(decoder)
         fitting = [fitted(adapter, shapes) for adapter in adapters]
-        # In every step, each sequence may read the matrices of another adapter. Large pages make these reads faster.
+        # In every step, each sequence may read the matrices of a different adapter. Large pages make these reads faster.
         arena = Arena(sum(_num_bytes(pair) for pairs in fitting for pair in pairs.values()))
         if odd := next((name for name, (outputs, _) in shapes.items() if outputs % _PANEL), None):
             raise UnsupportedModel(f"adapters need layers with a multiple of {_PANEL} outputs, unlike {odd}")

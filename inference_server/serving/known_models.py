@@ -32,7 +32,7 @@ class KnownModel:
         gate: Page on which the licence must be accepted before a download; None: the weights are open.
         context_length: Workers AI's context window in tokens, at most the model's own; None: unknown.
         sequence_length: Longest reply in tokens; None: no separate limit.
-        shape: Form of the model's REST replies.
+        shape: Format of the model's REST replies.
         features: Features that Workers AI documents for the model.
         runs_on: The engine of this server that can run the weights.
         obstacle: Reason for which the native engine cannot run the weights, as a clause; empty if it can.

@@ -196,7 +196,7 @@ def _ids(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[i
 
 
 def _any_of(strings: Iterable[str]) -> re.Pattern[str]:
-    """Return a pattern for the leftmost and longest string, like a tokenizer. Without strings it matches nothing."""
+    """Return a pattern that finds the leftmost longest string, as a tokenizer does. Without strings it matches nothing."""
     # Tokenizers have up to a thousand control tokens with equal beginnings. In a list of alternatives, every one of
     # them would be compared at every position.
     strings = list(strings)

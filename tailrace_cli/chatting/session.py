@@ -175,7 +175,7 @@ class _Session:
             note(f"({cut} /set max_tokens changes the limit.)" if CHOSEN_LIMIT in cut else f"({cut})")
 
     def _room(self, stats: ReplyStats) -> Sequence[str]:
-        """Return how many tokens of the model's context are left for the next question; empty if unknown."""
+        """Return a line about the tokens of the model's context that the next question may use; empty if unknown."""
         model: ModelLine | None = next(
             (each for each in self._state.models if each.name == self._state.conversation.model), None
         )

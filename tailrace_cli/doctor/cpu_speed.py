@@ -71,7 +71,7 @@ def speed(entries: "Sequence[CatalogEntry]", settings: "Settings") -> Iterator[F
 def measure(isa: "InstructionSet | None") -> Times:
     """Return the times of a layer's products with the kernels of an instruction set, or with torch's operations.
 
-    Each product reads another copy of the layer, so that the weights come from memory. A time is that of the fastest
+    Each product reads a different copy of the layer, so that the weights come from memory. A time is that of the fastest
     product.
     """
     times: Times = {}

@@ -1,6 +1,6 @@
 """Checks of the GPU: its properties, Triton, and how each model of the catalog runs on it.
 
-Without a GPU, the report has one line about it.
+Without a GPU, the report has a single line, which states this.
 """
 
 import re

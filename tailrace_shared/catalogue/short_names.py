@@ -1,6 +1,6 @@
 """Resolves a model's short name, and finds the name nearest to a wrong one.
 
-A short name is the last part of a name, or the beginning of that part.
+A short name consists of the last parts of a name between slashes, or is the beginning of the very last part.
 """
 
 import difflib

@@ -115,7 +115,7 @@ class SubmitJob(DirectJob):
         for index, document in enumerate(self.requests):
             parsed.append(self._request(document, index, upstream))
             num_bytes += parsed[-1].size
-            # References are replaced by the items of earlier replies, which can be much longer than the body.
+            # References are replaced with the items of earlier replies, which can be much longer than the body.
             queue.check_size(len(self.requests), num_bytes)
         return parsed
 

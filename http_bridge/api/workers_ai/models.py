@@ -238,7 +238,7 @@ def _page_slice(query: QueryParams) -> slice:
 
 
 def _has_marketplace_format(query: QueryParams) -> bool:
-    """Return True for format=openrouter. Raises ApiError 400/5006 for another format."""
+    """Return True for format=openrouter. Raises ApiError 400/5006 for any other format."""
     wanted = query.get("format")
     if wanted not in (None, "", _OPENROUTER):
         raise bad_input(f"enum {wanted:.100} not in {_OPENROUTER} at '/format'")

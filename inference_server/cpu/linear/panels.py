@@ -29,7 +29,7 @@ from inference_server.linears.plain import GROUP
 if TYPE_CHECKING:
     from inference_server.kernels.isa.instruction_set import InstructionSet
 
-LAYOUT_VERSION = 1  # increment when this module stores weights in another order
+LAYOUT_VERSION = 1  # increment when this module stores weights in a different order
 _PANEL = 16  # outputs of a panel
 _OUTPUTS = 32  # outputs that a kernel computes at a time: two panels
 # The number of inputs must be a multiple of these.

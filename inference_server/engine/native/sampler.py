@@ -59,7 +59,7 @@ class Row:
 
     params: SamplingParams
     position: int
-    penalties: Penalties | None = None  # a PenaltyState
+    penalties: Penalties | None = None  # a PenaltyState, which a Sequence holds under this protocol; None: none
     allowed: Tensor | None = None  # uint8 of shape (vocab_size,) on the CPU: 0 excludes a token
 
 

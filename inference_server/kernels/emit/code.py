@@ -63,12 +63,12 @@ class Code:
         return Float(self.builder, ir.Constant(FLOAT, value))
 
     def floats(self, value: float | list[float], lanes: int = LANES) -> Vector:
-        """Return a constant vector of float32: one number for every lane, or a list."""
+        """Return a constant vector of float32. `value`: one number for all lanes, or a list with one for each lane."""
         values = value if isinstance(value, list) else [float(value)] * lanes
         return Vector(self.builder, ir.Constant(vector_type(FLOAT, len(values)), values))
 
     def ints(self, value: int | list[int], lanes: int = LANES, element: Any = INT32) -> Vector:
-        """Return a constant vector of integers: one number for every lane, or a list."""
+        """Return a constant vector of integers. `value`: one number for all lanes, or a list with one for each lane."""
         values = value if isinstance(value, list) else [value] * lanes
         return Vector(self.builder, ir.Constant(vector_type(element, len(values)), values))
 

@@ -111,7 +111,7 @@ def attention(
 ) -> bytes:
     """Return the argument block of `decode_attention`, with ops.paged_decode_attention's shapes.
 
-    `out`: for the result.
+    `out`: receives the result.
     """
     num_seqs, num_heads, width = query.shape
     _, block_size, num_kv_heads, value_width = values.shape

@@ -30,7 +30,7 @@ def exclusively(lock: Path, activity: str) -> Iterator[bool]:
     then be done twice.
 
     Args:
-        lock: The lock file. It is never removed, because two processes could then hold the lock.
+        lock: The lock file. It is never removed: if it were, two processes could hold the lock.
         activity: The activity of the lock's holder, for the log, such as "downloading owner/name".
     """
     try:

@@ -78,7 +78,7 @@ def _safetensors_fault(path: Path) -> str | None:
 
 
 def lacks(folder: Path) -> Iterator[str]:
-    """Yield a sentence for each missing file that a chat model usually has, with the consequence."""
+    """Yield a clause about each missing file that a chat model usually has, with the consequence."""
     files = {path.name for path in folder.iterdir()}
     if "modules.json" in files:  # an embedding model does not need these files
         return

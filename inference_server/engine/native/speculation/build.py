@@ -27,7 +27,7 @@ def with_draft_model(model: PreparedModel, key: EngineKey, device: torch.device,
     """Return the model with the draft model of its key, if there is one and the device is a CPU.
 
     Raises:
-        ConfigurationError: The draft model cannot be loaded, or has another tokenizer.
+        ConfigurationError: The draft model cannot be loaded, or has a different tokenizer.
     """
     if key.draft is None or key.speculation == "off":
         return model
