@@ -31,7 +31,7 @@ from inference_server.observability.metrics import Metrics
 from inference_server.observability.run_record import RunRecord
 from inference_server.observability.tracing.base import EmbedTrace, NullTracing, RunTrace
 from inference_server.settings.server import Settings
-from inference_server.text.chat.prompts import ThoughtState
+from inference_server.text.reasoning.formats import ThoughtState
 from inference_server.text.reasoning.reply import ThoughtfulReplyText, with_thoughts
 from inference_server.text.tool_calls import with_tool_calls
 from tailrace.v1 import inference_pb2 as pb
