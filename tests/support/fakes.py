@@ -18,7 +18,7 @@ from inference_server.text.grammar import Grammars
 from inference_server.text.prompt_encoder import PromptEncoder
 from inference_server.weights.download import local_folder
 from inference_server.weights.source import Weights
-from tests.support.tiny_models import VOCAB_SIZE, sentencepiece_tokenizer
+from tests.support.models.tiny_models import VOCAB_SIZE, sentencepiece_tokenizer
 
 
 @cache

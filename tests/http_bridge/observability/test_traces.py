@@ -18,8 +18,8 @@ from http_bridge.settings.bridge import Settings
 from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.tracing import otlp
 from tests.http_bridge.conftest import MODEL, new_york, running_bridge
-from tests.support.collector import collecting
 from tests.support.engines import until
+from tests.support.observability.collector import collecting
 from tests.support.processes import ROOT, free_address
 
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

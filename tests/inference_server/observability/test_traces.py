@@ -11,8 +11,8 @@ from inference_server.observability.tracing.exporter import tracing_from_environ
 from inference_server.observability.tracing.genai_messages import input_messages, output_messages
 from tailrace.v1 import inference_pb2 as pb
 from tailrace_shared.config_errors import ConfigurationError
-from tests.support.collector import collecting
 from tests.support.engines import until
+from tests.support.observability.collector import collecting
 from tests.support.processes import ROOT
 from tests.support.servers import MODEL, chat, running_server, write_catalog
 

@@ -9,7 +9,7 @@ from inference_server.serving.embedder_startup import load_embedders
 from inference_server.settings.server import Settings
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
-from tests.support.tiny_encoders import write_encoder
+from tests.support.models.tiny_encoders import write_encoder
 
 
 @pytest.mark.parametrize("is_optional", [False, True])

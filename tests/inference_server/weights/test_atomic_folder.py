@@ -123,5 +123,5 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
     process.stdout.readline()
     process.kill()
     process.communicate()
-    with made_once(folder, "x"):
-        pass
+    with made_once(folder, "x") as has_waited:
+        assert not has_waited

@@ -23,9 +23,9 @@ from inference_server.weights import packed_cache as packed
 from inference_server.weights import prepare as prepare_module
 from inference_server.weights.prepare import prepare
 from inference_server.weights.source import Weights
-from tests.support.expert_models import write_expert_model
 from tests.support.fakes import llama_tokenizer
-from tests.support.linears import OtherBackend
+from tests.support.kernels.linears import OtherBackend
+from tests.support.models.expert_models import write_expert_model
 
 CPU = torch.device("cpu")
 

@@ -24,7 +24,7 @@ from inference_server.weights.prepare import prepare
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 from tests.inference_server.weights.loading import CPU, load, logits
-from tests.support.gguf_files import add_byte_level_tokenizer, add_tensor, finish, write_gguf
+from tests.support.models.gguf_files import add_byte_level_tokenizer, add_tensor, finish, write_gguf
 
 
 @pytest.fixture(scope="module")
