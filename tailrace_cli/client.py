@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from tailrace_cli.errors import Failure, Refusal, UnknownName
-from tailrace_shared.short_names import Ambiguous, long_name, nearest_name
-from tailrace_shared.workers_ai import how_to_serve
+from tailrace_shared.catalogue.short_names import Ambiguous, long_name, nearest_name
+from tailrace_shared.catalogue.workers_ai import how_to_serve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

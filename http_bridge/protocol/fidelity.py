@@ -8,7 +8,7 @@ from http_bridge.errors import ApiError
 from http_bridge.protocol.grpc_errors import removed_model
 from http_bridge.protocol.profiles import Profile
 from http_bridge.protocol.run_body import RunBody
-from tailrace_shared.workers_ai import removed_on
+from tailrace_shared.catalogue.workers_ai import removed_on
 
 
 def check_request(body: RunBody, profile: Profile, model: str) -> None:

@@ -13,10 +13,10 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from http_bridge.errors import ApiError, internal_error
-from http_bridge.protocol.problems import Problem
-from http_bridge.protocol.validation import bad_field, bad_fields, bad_input
-from tailrace_shared.short_names import nearest_name
-from tailrace_shared.workers_ai import how_to_serve, removed_on
+from http_bridge.protocol.validation.documents import bad_field, bad_fields, bad_input
+from http_bridge.protocol.validation.problems import Problem
+from tailrace_shared.catalogue.short_names import nearest_name
+from tailrace_shared.catalogue.workers_ai import how_to_serve, removed_on
 
 ERROR_DOMAIN = "tailrace"
 _DETAILS_KEY = "grpc-status-details-bin"

@@ -181,6 +181,6 @@ def _out_of_memory(error: BaseException | None) -> torch.OutOfMemoryError | None
 
 
 def _sizes_text(sizes: list[int]) -> str:
-    """Return a text such as "1 to 64 sequences"."""
+    """Return a text such as "1 to 64 rows". With draft tokens, a sequence has several rows."""
     smallest, largest = min(sizes), max(sizes)
-    return f"{smallest} sequences" if smallest == largest else f"{smallest} to {largest} sequences"
+    return f"{smallest} rows" if smallest == largest else f"{smallest} to {largest} rows"

@@ -8,20 +8,16 @@ import contextlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from tailrace_cli.chatting import history
+from tailrace_cli.chatting.message_text import CONTINUATION, PROMPT, Complete, is_open, unquoted
 from tailrace_cli.errors import Failure
 from tailrace_cli.output import is_terminal
 
-QUOTES = '"""'
-PROMPT, CONTINUATION = "> ", ". "
 # Values of TERM for terminals that interpret no escape sequences.
 _SIMPLE = ("dumb", "unknown")
-# Returns the words that may replace the last word of a line.
-Complete = Callable[[str], Sequence[str]]
 
 
 class Editor(Protocol):
@@ -60,20 +56,6 @@ def make_editor(complete: Complete, *, keeps_history: bool) -> Editor:
     with contextlib.suppress(ImportError):  # not every system has readline
         return ReadlineEditor(complete, path)
     return LineEditor()
-
-
-def unquoted(text: str) -> str:
-    """Return a message without its quotation marks and surrounding spaces."""
-    text = text.strip()
-    if text.startswith(QUOTES):
-        text = text.removeprefix(QUOTES).removesuffix(QUOTES).strip()
-    return text
-
-
-def is_open(text: str) -> bool:
-    """Return True if the message begins with three quotation marks and does not end with them yet."""
-    text = text.strip()
-    return text.startswith(QUOTES) and not (len(text) >= 2 * len(QUOTES) and text.endswith(QUOTES))
 
 
 class LineEditor:

@@ -13,7 +13,7 @@ from prompt_toolkit.output import create_output
 from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.shortcuts import CompleteStyle
 
-from tailrace_cli.chatting.editor import CONTINUATION, PROMPT, Complete, is_open, unquoted
+from tailrace_cli.chatting.message_text import CONTINUATION, PROMPT, Complete, is_open, unquoted
 
 # Longest question that the history keeps, in characters.
 _MAX_KEPT = 100_000

@@ -4,7 +4,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.default_model import write_safetensors
-from tests.support.gguf_files import write_gguf
+from tests.support.models.gguf_files import write_gguf
 
 
 def test_transformers_loads_the_safetensors_of_a_gguf_file_with_its_weights_and_tokenizer(tiny_model, tmp_path):

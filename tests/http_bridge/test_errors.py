@@ -162,7 +162,7 @@ async def test_deadline_before_the_reply_is_a_request_timeout(start_bridge, serv
     response = await bridge.ask({"prompt": "hi", "stream": True})
     assert response.status_code == 408
     assert response.json()["errors"][0]["code"] == 3007
-    async with asyncio.timeout(0.5):
+    async with asyncio.timeout(5):
         await servicer.cancelled.wait()
 
 

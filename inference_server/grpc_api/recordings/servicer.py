@@ -31,7 +31,7 @@ from inference_server.grpc_api.validation import check, check_input
 from inference_server.observability.embed_record import EmbedRecord
 from inference_server.observability.run_record import RunRecord
 from inference_server.observability.tracing.base import EmbedTrace, NullTracing, RunTrace
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from tailrace.v1 import inference_pb2 as pb
 
 if TYPE_CHECKING:  # hosted_embedder imports torch, which takes seconds

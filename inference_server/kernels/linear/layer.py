@@ -54,11 +54,8 @@ class OutputFormat:
 
     @property
     def bytes_per_output(self) -> int:
-        """Return twice the bytes of the result for each output of the weights.
-
-        Callers divide by 2. Two outputs of a gated layer make one value of the result.
-        """
-        return (4 if self.is_bf16 else 8) // (2 if self.is_gated else 1)
+        """Bytes of the result for each output of the weights. Two outputs of a gated layer make one value of the result."""
+        return (2 if self.is_bf16 else 4) // (2 if self.is_gated else 1)
 
 
 class LayerArguments:
@@ -77,7 +74,7 @@ class LayerArguments:
 
         Yields the item, the address of its bias, the address of its first row's result, and the bytes of a result row.
         """
-        row_bytes = self.num_outputs * output.bytes_per_output >> 1
+        row_bytes = self.num_outputs * output.bytes_per_output
         num_items = self.num_outputs // OUTPUTS
         num_runs = (self.num_rows < _MANY_ROWS).select(self.num_threads * _RUNS_PER_THREAD, num_items)
         num_runs = num_runs.maximum(1).minimum(num_items)
@@ -86,7 +83,7 @@ class LayerArguments:
             code.loop(run * num_items // num_runs, (run + 1) * num_items // num_runs) as item,
         ):
             first = item * OUTPUTS
-            yield item, self.bias + first * 4, self.out + (first * output.bytes_per_output >> 1), row_bytes
+            yield item, self.bias + first * 4, self.out + first * output.bytes_per_output, row_bytes
 
 
 def write_rows(

@@ -10,8 +10,8 @@ import pytest
 from inference_server.grpc_api.recordings.folder import RecordingsFolder
 from tailrace.v1 import inference_pb2 as pb
 from tests.support.engines import until
+from tests.support.models.tiny_encoders import write_encoder
 from tests.support.servers import MODEL, chat, details, running_server, write_catalog
-from tests.support.tiny_encoders import write_encoder
 
 VECTORS = "@cf/test/vectors"
 SHAPE = '{"type": "object", "properties": {"a": {"enum": ["b", "c"]}}, "required": ["a"]}'
