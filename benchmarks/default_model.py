@@ -46,7 +46,7 @@ def write_safetensors(file: Path, folder: Path) -> None:
 
 def _main(folder: Path) -> None:
     from inference_server.serving.catalog import read_catalog
-    from inference_server.settings import DEFAULT_CATALOG
+    from inference_server.settings.models import DEFAULT_CATALOG
     from inference_server.weights.loader import silence_libraries
 
     silence_libraries()

@@ -29,6 +29,12 @@ _MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
 # Response header with the error in plain words, percent-encoded.
 _PLAIN_HEADER = "tailrace-error"
 _PREFIX = "Bad input: Error: "
+# The bridge's sentence if it reaches no inference server, and the command's sentence for it.
+_UNREACHED = "Upstream service unavailable"
+_NO_SERVER = (
+    "The bridge reaches no inference server. Is one running? `tailrace serve` starts both services, and `tailrace doctor` "
+    "looks for the cause."
+)
 
 
 class RestClient:
@@ -202,6 +208,8 @@ def _body(request: Request) -> dict[str, object]:
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
     if request.raw:
         return body | {"prompt": request.prompt}
+    if request.continues:
+        body["continue_final_message"] = True
     return body | {"messages": [{"role": role, "content": content} for role, content in request.messages]}
 
 
@@ -233,6 +241,8 @@ def _sentence(body: Mapping[str, Any]) -> str:
     """Return the sentence of an error for the user, without the prefix that programs parse."""
     error = body.get("error")
     text = str(error["message"] if isinstance(error, dict) else body["errors"][0]["message"]).removeprefix(_PREFIX)
+    if _UNREACHED in text:
+        return _NO_SERVER
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 

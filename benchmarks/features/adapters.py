@@ -29,7 +29,8 @@ from inference_server.precision import cache_dtype, resolve_precision
 from inference_server.serving.catalog import CatalogEntry, read_catalog
 from inference_server.serving.hosted_model import HostedModel
 from inference_server.serving.startup import load_all
-from inference_server.settings import DEFAULT_CATALOG, Settings
+from inference_server.settings.models import DEFAULT_CATALOG
+from inference_server.settings.server import Settings
 from inference_server.weights.download import local_folder
 from inference_server.weights.prepare import prepare
 from tests.support.models.adapters import ALL, linear_shapes, write_adapter

@@ -36,7 +36,7 @@ from pathlib import Path
 import accelerate, gguf, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.llama import modeling_llama
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from inference_server.weights.loader import silence_libraries
 from inference_server.weights.prepare import prepare
 from inference_server.weights.source import Weights
@@ -105,7 +105,7 @@ def of_engine(path: Path, precision: Any, cache_dir: Path) -> tuple[float, list[
     from inference_server.attention.kv_cache import BLOCK_SIZE
     from inference_server.model.runner import ModelRunner, PromptPiece
     from inference_server.precision import cache_dtype
-    from inference_server.settings import Settings
+    from inference_server.settings.server import Settings
     from inference_server.weights.prepare import prepare
     from inference_server.weights.source import Weights
 

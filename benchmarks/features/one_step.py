@@ -24,7 +24,7 @@ from pathlib import Path
 
 from benchmarks.default_model import write_safetensors
 from inference_server.serving.catalog import read_catalog
-from inference_server.settings import DEFAULT_CATALOG
+from inference_server.settings.models import DEFAULT_CATALOG
 from tests.support.hub.server import Hub, running_hub
 from tests.support.processes import children, free_address
 

@@ -26,7 +26,8 @@ from benchmarks.features.server import READY_SECONDS, cpu_seconds, running_serve
 from benchmarks.load.workload import Workload
 from benchmarks.processes import PeerFailed
 from inference_server.serving.catalog import read_catalog
-from inference_server.settings import DEFAULT_CATALOG, Settings
+from inference_server.settings.models import DEFAULT_CATALOG
+from inference_server.settings.server import Settings
 from inference_server.weights.download import local_folder
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1.inference_pb2_grpc import InferenceServiceStub

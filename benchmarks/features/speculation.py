@@ -25,7 +25,8 @@ from inference_server.generation import Completed, Delta, GenerationRequest, Sam
 from inference_server.serving.catalog import CatalogEntry, read_catalog
 from inference_server.serving.hosted_model import HostedModel
 from inference_server.serving.startup import load_all
-from inference_server.settings import DEFAULT_CATALOG, Settings
+from inference_server.settings.models import DEFAULT_CATALOG
+from inference_server.settings.server import Settings
 from inference_server.text.chat.turns import Turn
 
 # Indices of the default model's catalog entries, by precision.

@@ -60,4 +60,4 @@ class StrictWriter(ReplyWriter):
 
     def _check(self, completed: Completed, *, has_call: bool) -> None:
         if not has_call and completed.finish_reason in _CUT:
-            raise cut_call()
+            raise cut_call(by_time_limit=completed.finish_reason == pb.FINISH_REASON_TIME_LIMIT)

@@ -16,9 +16,10 @@ from inference_server.cpu.linear.backends import from_packed
 from inference_server.cpu.linear.kernel_linear import KernelLinear
 from inference_server.errors import UnsupportedModel
 from inference_server.kernels.jit import arguments
-from inference_server.kernels.jit.arguments import LORA_RANKS, LORA_ROWS
+from inference_server.kernels.jit.arguments import LORA_ROWS
 from inference_server.kernels.jit.kernel import kernel
 from inference_server.kernels.jit.program import KernelCall
+from inference_server.kernels.linear.workspace import LORA_RANKS
 from inference_server.lora.adapter import Adapter, Pair, fitted
 
 _PANEL = 16  # outputs of a panel

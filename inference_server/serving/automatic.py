@@ -13,7 +13,7 @@ from inference_server.machine import available_memory_bytes, memory_bytes
 from inference_server.precision import Precision, resolve_precision
 from inference_server.serving.catalog import CatalogEntry
 from inference_server.serving.gpu_plan import free_bytes
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from inference_server.weights.architectures import is_encoder
 from inference_server.weights.download import config_folder
 from inference_server.weights.gguf.config import natural_precision

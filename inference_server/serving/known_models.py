@@ -1,6 +1,6 @@
 """The text and embedding models of Cloudflare Workers AI: their weights and limits, and the engine that runs them.
 
-The data are in tailrace_shared/workers-ai.toml, whose comments explain every key. Does not import torch.
+The data are in tailrace_shared/catalogue/workers-ai.toml, whose comments explain every key. Does not import torch.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from inference_server.serving.catalog_tables import ReplyShape, SamplingTable, StrictTable, Task
 from inference_server.text.reasoning.formats import FormatName
 from inference_server.text.tool_formats import ToolFormat
-from tailrace_shared import workers_ai
+from tailrace_shared.catalogue import workers_ai
 
 Feature = Literal["tools", "json", "reasoning", "vision", "lora", "batch"]
 Runner = Literal["tailrace", "vllm", "none"]

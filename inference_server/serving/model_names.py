@@ -15,10 +15,11 @@ from pathlib import Path
 
 from inference_server.serving.catalog import CatalogEntry, OpenKey, read_catalog, repeated
 from inference_server.serving.known_models import KnownModel, known_models
-from inference_server.settings import DEFAULT_CATALOG, Settings
+from inference_server.settings.models import DEFAULT_CATALOG
+from inference_server.settings.server import Settings
 from inference_server.weights.source import Weights
+from tailrace_shared.catalogue.short_names import Ambiguous, long_name
 from tailrace_shared.config_errors import ConfigurationError
-from tailrace_shared.short_names import Ambiguous, long_name
 
 # Prefixes that other programs accept before a hub id.
 _HUB_PREFIX = re.compile(r"^(https?://)?(hf\.co|huggingface\.co)/")

@@ -19,10 +19,10 @@ from typing import Any, Literal
 from tokenizers import AddedToken, Tokenizer
 
 from inference_server.errors import FieldViolation, InvalidField, UnsupportedModel
-from inference_server.text.chat.prompts import ChatOptions, ChatPrompts, ThoughtState
+from inference_server.text.chat.prompts import ChatOptions, ChatPrompts
 from inference_server.text.chat.template import ChatTemplate
 from inference_server.text.chat.turns import Turn
-from inference_server.text.reasoning.formats import ReasoningFormat, detect_reasoning_format
+from inference_server.text.reasoning.formats import ReasoningFormat, ThoughtState, detect_reasoning_format
 from inference_server.text.token_decoder import TokenDecoder
 from inference_server.text.tokenizer_copy import copy_tokenizer
 from inference_server.text.tool_formats import Tool

@@ -12,7 +12,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from http_bridge.protocol.schemas import Inputs
-from http_bridge.routes import description as describe
+from http_bridge.routes.table import description as describe
 from tests.clients.conftest import generated
 from tests.e2e.stack import Stack
 from tests.support.servers import MODEL, write_catalog

@@ -17,7 +17,7 @@ import grpc
 import pytest
 import yaml
 
-from inference_server.settings import DEFAULT_CATALOG
+from inference_server.settings.models import DEFAULT_CATALOG
 from tailrace.v1 import inference_pb2_grpc
 from tests.deploy.names import Names, name_server
 from tests.reliability.watch import metrics

@@ -242,7 +242,8 @@ async def test_a_request_without_a_recording_gets_the_difference_and_the_command
     assert (response.status_code, error["code"]) == (404, 5098)
     assert error["message"].startswith(
         'AiError: AiError: No recording of this request in recordings: \'/messages/0/content\' is "a", and "b" in the nearest '
-        "recording tiny.b.json. To record it, send it to this server: tailrace serve --record recordings --replay recordings ("
+        "recording tiny.b.json. To record it, send it to a server with TAILRACE_RECORDINGS_MODE=auto, or to this one: "
+        "tailrace serve --record recordings --replay recordings ("
     )
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import inference_server.__main__
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from tailrace.testing import server
 from tailrace_cli.errors import Failure
 from tailrace_cli.serving import serve as serving

@@ -26,7 +26,7 @@ from http_bridge.batches.batch import Batch, Request, Result
 from http_bridge.batches.queue import BatchQueue
 from http_bridge.errors import ApiError
 from http_bridge.protocol.grpc_errors import rpc_api_error, unknown_model
-from http_bridge.protocol.validation import bad_input
+from http_bridge.protocol.validation.documents import bad_input
 from http_bridge.upstream.client import Upstream
 from tailrace.v1.inference_pb2 import Priority
 

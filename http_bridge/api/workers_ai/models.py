@@ -20,7 +20,7 @@ from http_bridge.protocol import embedding_schemas
 from http_bridge.protocol.grpc_errors import unknown_model
 from http_bridge.protocol.reply_schemas import CHOICES_OUTPUT, RESPONSES_OUTPUT, RUN_OUTPUT
 from http_bridge.protocol.schemas import Inputs, Schema
-from http_bridge.protocol.validation import bad_input
+from http_bridge.protocol.validation.documents import bad_input
 from tailrace.v1.inference_pb2 import Model, Task
 
 _Entry = dict[str, Any]

@@ -23,7 +23,7 @@ from inference_server.cpu.linear.weight_types import Weights
 from inference_server.kernels.isa.choice import chosen, obstacle
 from inference_server.kernels.jit import arguments
 from inference_server.kernels.jit.kernel import Kernel, kernel
-from inference_server.kernels.jit.workspace import INT4_TILE_INPUTS, INT8_TILE_INPUTS, workspace_bytes
+from inference_server.kernels.linear.workspace import INT4_TILE_INPUTS, INT8_TILE_INPUTS, workspace_bytes
 from inference_server.linears.plain import GROUP
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from inference_server.weights.fetching.disk_space import sized
+from inference_server.weights.disk.space import sized
 from inference_server.weights.fetching.selection import CONFIG, INDEX, WEIGHTS, has_tokenizer, indexed_files, no_weights
 
 _HEADER_LENGTH = struct.Struct("<Q")

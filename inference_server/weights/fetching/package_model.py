@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inference_server.progress import progress
-from inference_server.weights.atomic_folder import atomic_directory, made_once
+from inference_server.weights.disk.atomic_folder import atomic_directory, made_once
 from tailrace_shared.config_errors import ConfigurationError
 
 

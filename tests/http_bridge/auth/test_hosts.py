@@ -7,7 +7,7 @@ import pytest
 
 from http_bridge.app import create_app
 from http_bridge.auth.allowed_hosts import HostNames
-from http_bridge.settings import Settings
+from http_bridge.settings.bridge import Settings
 from tests.http_bridge.conftest import MODEL, RUN_URL
 
 OWN = [

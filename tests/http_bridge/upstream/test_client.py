@@ -5,7 +5,7 @@ import asyncio
 import grpc
 import pytest
 
-from http_bridge.settings import Settings
+from http_bridge.settings.bridge import Settings
 from http_bridge.upstream.client import Upstream
 from http_bridge.upstream.tls import Credentials
 from tailrace.v1.inference_pb2 import RunRequest

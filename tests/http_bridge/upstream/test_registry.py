@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 import grpc
 import pytest
 
-from http_bridge.settings import Settings
+from http_bridge.settings.bridge import Settings
 from tailrace.v1 import inference_pb2 as pb
 from tailrace_shared.config_errors import ConfigurationError
 from tests.http_bridge.conftest import MODEL, Backend, new_york

@@ -125,7 +125,7 @@ async def test_a_refused_run_is_a_span_without_phases(running, collector):
 def test_without_an_endpoint_nothing_of_opentelemetry_is_imported():
     code = (
         "import asyncio, sys\n"
-        "from inference_server.settings import Settings\nfrom inference_server.grpc_api.server import Server\n"
+        "from inference_server.settings.server import Settings\nfrom inference_server.grpc_api.server import Server\n"
         "async def start(): Server(Settings())\n"
         "asyncio.run(start()); print('opentelemetry' in sys.modules)"
     )

@@ -9,9 +9,9 @@ from pathlib import Path
 import grpc
 import pytest
 
+from inference_server import garbage
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1 import inference_pb2_grpc
-from tailrace_shared import garbage
 from tests.e2e.stack import MODELS, Stack
 from tests.support.engines import until
 from tests.support.hostile_schemas import HOSTILE_SCHEMAS

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inference_server.kernels.isa.instruction_set import InstructionSet
 from inference_server.kernels.jit import arguments
-from inference_server.kernels.jit.workspace import INT4_TILE_INPUTS, INT8_TILE_INPUTS, workspace_bytes
+from inference_server.kernels.linear.workspace import INT4_TILE_INPUTS, INT8_TILE_INPUTS, workspace_bytes
 
 INPUTS, OUTPUTS = 576, 96
 TILES = INT4_TILE_INPUTS, INT8_TILE_INPUTS

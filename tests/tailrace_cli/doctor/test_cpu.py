@@ -6,7 +6,7 @@ import torch
 from inference_server.kernels.isa import choice, cpu
 from inference_server.kernels.jit import cores
 from inference_server.serving.catalog import read_catalog
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from tailrace_cli.doctor import cpu as doctor_cpu
 from tailrace_cli.doctor import cpu_speed
 

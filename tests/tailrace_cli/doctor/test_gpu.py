@@ -7,7 +7,7 @@ import torch
 
 from inference_server.gpu import triton_support
 from inference_server.serving.catalog import read_catalog
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from tailrace_cli.doctor import gpu, machine
 
 GIB = 2**30

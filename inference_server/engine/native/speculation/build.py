@@ -16,7 +16,7 @@ from inference_server.engine.native.speculation.drafting import MAX_SEQS, Drafti
 from inference_server.engine.spec import EngineKey, EngineSpec
 from inference_server.model.runner import ModelRunner
 from inference_server.precision import cache_dtype
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from inference_server.weights.prepare import PreparedModel, prepare
 from tailrace_shared.config_errors import ConfigurationError
 

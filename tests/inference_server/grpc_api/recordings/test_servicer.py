@@ -125,6 +125,22 @@ async def test_a_request_that_a_model_would_refuse_is_refused_alike(replaying, c
     assert details(refused.value)["ErrorInfo"].reason == reason
 
 
+async def test_a_refusal_by_the_model_is_replayed(catalog, tmp_path):
+    last_is_users = chat("continue me")
+    last_is_users.chat.continue_final_turn = True
+    requests = [chat("word " * 3000), last_is_users]
+    found = []
+    for mode in ("record", "replay"):
+        async with running_server(catalog, recordings=tmp_path, recordings_mode=mode) as running:
+            for request in requests:
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await all_of(running.stub, request)
+                found.append((refused.value.code(), refused.value.details(), details(refused.value)))
+    assert [each["ErrorInfo"].reason for _, _, each in found[:2]] == ["PROMPT_TOO_LONG", "INVALID_FIELD"]
+    assert found[2:] == found[:2]
+    assert len(RecordingsFolder(tmp_path, "replay")) == 2
+
+
 async def test_auto_replays_what_is_recorded_and_records_the_rest(recorded, catalog, tmp_path):
     for file in recorded[0].iterdir():
         (tmp_path / file.name).write_text(file.read_text())

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Qwen2Config
 
 from inference_server.kernels.isa.choice import chosen
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from inference_server.weights import packed_cache
 from inference_server.weights.download import local_folder
 from inference_server.weights.gguf.config import natural_precision

@@ -17,13 +17,13 @@ from http_bridge.api.base import DirectJob, IncomingRequest, OutdatedModels, Req
 from http_bridge.api.collected import failing
 from http_bridge.api.reply_writer import JSON
 from http_bridge.api.upstream_models import with_names
+from http_bridge.endpoints.exchange import Exchange
 from http_bridge.errors import ApiError
-from http_bridge.exchange import Exchange
 from http_bridge.http_server.client_disconnect import until_disconnect
 from http_bridge.http_server.request_body import read_body
 from http_bridge.protocol.bodies.reader import BodyReader
 from http_bridge.protocol.grpc_errors import request_timeout
-from http_bridge.settings import Settings
+from http_bridge.settings.bridge import Settings
 from http_bridge.upstream.client import Upstream
 from tailrace.v1.inference_pb2 import RunResponse
 

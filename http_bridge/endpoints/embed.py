@@ -7,11 +7,11 @@ from http_bridge.api.base import IncomingRequest, RequestParser
 from http_bridge.api.embeddings.job import EmbeddingJob, EmbeddingParser, MixedParser
 from http_bridge.api.reply_writer import JSON
 from http_bridge.api.upstream_models import with_names
+from http_bridge.endpoints.exchange import Exchange
+from http_bridge.endpoints.run import RunEndpoint
 from http_bridge.errors import ApiError
-from http_bridge.exchange import Exchange
 from http_bridge.protocol.bodies.reader import BodyReader
-from http_bridge.run_endpoint import RunEndpoint
-from http_bridge.settings import Settings
+from http_bridge.settings.bridge import Settings
 from http_bridge.upstream.client import Upstream
 from tailrace.v1.inference_pb2 import Task
 

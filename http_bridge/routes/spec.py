@@ -1,4 +1,4 @@
-"""The description of one route, and the Starlette route that is made from it. The table of routes is in routes.py."""
+"""The description of one route, and the Starlette route that is made from it. The table of routes is in table.py."""
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,7 +21,7 @@ from http_bridge.observability.tracing.base import NullTracing
 from http_bridge.protocol.bodies.reader import BodyReader
 from http_bridge.protocol.reply_schemas import ANY_OBJECT, REST_ERROR
 from http_bridge.protocol.schemas import Inputs, Schema
-from http_bridge.settings import Settings
+from http_bridge.settings.bridge import Settings
 from http_bridge.site.openapi import Operation
 
 Endpoint = Callable[[Request], Awaitable[Response]]

@@ -1,4 +1,4 @@
-"""The route of OpenAI's embeddings, and the endpoints of routes that run models of every task. routes.py has the table."""
+"""The route of OpenAI's embeddings, and the endpoints of routes that run models of every task. table.py has the table."""
 
 from starlette.types import ASGIApp
 
@@ -6,10 +6,10 @@ from http_bridge.api.base import RequestParser
 from http_bridge.api.embeddings.job import MixedParser
 from http_bridge.api.embeddings.openai import OpenAiEmbeddingParser
 from http_bridge.api.openai.errors import OpenAiErrors
-from http_bridge.embed_endpoint import AnyTaskEndpoint, EmbedEndpoint
+from http_bridge.endpoints.embed import AnyTaskEndpoint, EmbedEndpoint
 from http_bridge.protocol.embedding_schemas import OPENAI_INPUT, OPENAI_OUTPUT, RUN_INPUT, RUN_OUTPUT
 from http_bridge.protocol.schemas import Inputs, Schema
-from http_bridge.route_spec import MakeApp, RouteSpec, Services
+from http_bridge.routes.spec import MakeApp, RouteSpec, Services
 
 
 def any_task(parser: RequestParser, embedding: MixedParser) -> MakeApp:

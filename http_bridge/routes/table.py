@@ -13,7 +13,6 @@ from starlette.types import ASGIApp, Scope
 
 from http_bridge.api.base import RequestParser
 from http_bridge.api.binding.unwrap import MINIFLARE_URL, Wrangler
-from http_bridge.api.embeddings import workers_ai as embeddings
 from http_bridge.api.health import healthz, readyz
 from http_bridge.api.openai.errors import OpenAiErrors
 from http_bridge.api.openai.models import openai_model, openai_models
@@ -22,19 +21,20 @@ from http_bridge.api.reply_writer import ErrorWriter
 from http_bridge.api.responses.errors import ResponsesErrors
 from http_bridge.api.responses.requests import ResponsesParser
 from http_bridge.api.responses.stored import not_stored
+from http_bridge.api.workers_ai import embeddings
 from http_bridge.api.workers_ai.models import ModelSchema, search_authors, search_models, search_tasks
 from http_bridge.api.workers_ai.replies import BindingErrors
 from http_bridge.api.workers_ai.requests import GenericParser, RestParser
 from http_bridge.api.workers_ai.tokens import VerifyToken, list_accounts
-from http_bridge.binding_routes import BindingListener, binding_app, binding_routes, miniflare_app
-from http_bridge.embedding_routes import any_reply, any_task, embeddings_route, run_input
+from http_bridge.endpoints.run import RunEndpoint
 from http_bridge.errors import ApiError
 from http_bridge.observability.request_log import OTHER_ROUTE
 from http_bridge.protocol.reply_schemas import ENVELOPE, MODELS_REPLY, OPENAI_REPLY, RESPONSE, RUN_ENVELOPE
 from http_bridge.protocol.run_schemas import with_batches
 from http_bridge.protocol.schemas import Inputs, Schema
-from http_bridge.route_spec import Endpoint, EndpointApp, LabeledRoute, MakeApp, RouteSpec, Services, as_asgi
-from http_bridge.run_endpoint import RunEndpoint
+from http_bridge.routes.binding import BindingListener, binding_app, binding_routes, miniflare_app
+from http_bridge.routes.embeddings import any_reply, any_task, embeddings_route, run_input
+from http_bridge.routes.spec import Endpoint, EndpointApp, LabeledRoute, MakeApp, RouteSpec, Services, as_asgi
 from http_bridge.site.openapi import document, query
 from http_bridge.site.pages import pages
 

@@ -14,9 +14,8 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from http_bridge.api.base import IncomingRequest, RunJob
+from http_bridge.api.base import Choices, IncomingRequest, RunJob
 from http_bridge.api.collected import Incomplete, all_collected, collected
-from http_bridge.api.openai.choices import Choices
 from http_bridge.api.reply_writer import ErrorWriter
 from http_bridge.auth.bearer import ACCOUNT_KEY
 from http_bridge.error_handlers import REQUEST_ID_HEADER
@@ -26,7 +25,7 @@ from http_bridge.observability.request_log import request_log
 from http_bridge.observability.tracing.base import request_trace
 from http_bridge.protocol.bodies.reader import BodyReader
 from http_bridge.protocol.grpc_errors import rpc_api_error
-from http_bridge.settings import Settings
+from http_bridge.settings.bridge import Settings
 from http_bridge.upstream.client import SESSION_KEY
 from http_bridge.upstream.merged import merged
 from tailrace.v1.inference_pb2 import Completed, RunResponse

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from inference_server.weights.fetching.disk_space import is_full, require_free
-from inference_server.weights.fetching.locks import exclusively, is_in_use, marked_in_use
+from inference_server.weights.disk.locks import exclusively, is_in_use, marked_in_use
+from inference_server.weights.disk.space import is_full, require_free
 from tailrace_shared.config_errors import ConfigurationError
 
 # Filling a folder takes a few minutes at most. Where the file system has no locks, an unfinished folder older than this

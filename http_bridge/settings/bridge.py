@@ -5,10 +5,10 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from http_bridge.batch_settings import BatchSettings
 from http_bridge.protocol.grpc_targets import split_targets
 from http_bridge.protocol.profiles import ProfileName
-from http_bridge.setting_types import (
+from http_bridge.settings.batches import BatchSettings
+from http_bridge.settings.types import (
     LOWER_CASE,
     Address,
     Hosts,
@@ -21,6 +21,7 @@ from http_bridge.setting_types import (
 )
 from tailrace_shared.addresses import is_loopback, split_address
 from tailrace_shared.logs import LogFormat, LogLevel
+from tailrace_shared.settings_base import group
 from tailrace_shared.variables import PREFIX
 
 
@@ -34,69 +35,69 @@ class Settings(BatchSettings):
 
     http_address: Address = Field(
         default="localhost:8787",
-        json_schema_extra={"group": "network"},
+        json_schema_extra=group("network"),
         description="Address at which the bridge listens, host:port; localhost is 127.0.0.1 and, with IPv6, ::1. Port 0 "
         "selects a free port. An address beyond loopback needs API tokens.",
     )
     grpc_address: Targets = Field(
         default="127.0.0.1:50051",
-        json_schema_extra={"group": "network"},
+        json_schema_extra=group("network"),
         description="Address of the inference server, host:port. Several addresses, separated by commas or behind one "
         "name, share the load; names are looked up every 2 s. Targets in gRPC's notation are left to gRPC.",
     )
     binding_address: LoopbackAddress = Field(
         default="",
-        json_schema_extra={"group": "network"},
+        json_schema_extra=group("network"),
         description="Loopback address, host:port, that serves the Worker binding without a token. Empty: not served.",
     )
     allowed_hosts: Hosts = Field(
         default=(),
-        json_schema_extra={"group": "network"},
+        json_schema_extra=group("network"),
         description="Host names, separated by commas, that requests may name besides localhost and loopback addresses; "
         ".example.com accepts every name below it, * any name. Only used without API tokens and for the "
         "Worker binding's address; with tokens any name is accepted.",
     )
     cors_origins: Origins = Field(
         default=(),
-        json_schema_extra={"group": "network"},
+        json_schema_extra=group("network"),
         description="Origins whose pages may call the bridge, separated by commas, or * for all. Empty: none.",
     )
     grpc_tls_ca: Path | None = Field(
         default=None,
-        json_schema_extra={"group": "TLS and tokens"},
+        json_schema_extra=group("TLS and tokens"),
         description="File of CA certificates (PEM) that check the inference server's certificate. Set: TLS is used.",
     )
     grpc_tls_client_cert: Path | None = Field(
         default=None,
-        json_schema_extra={"group": "TLS and tokens"},
+        json_schema_extra=group("TLS and tokens"),
         description="File with the certificate chain (PEM) that the bridge presents to the inference server.",
     )
     grpc_tls_client_key: Path | None = Field(
         default=None,
-        json_schema_extra={"group": "TLS and tokens"},
+        json_schema_extra=group("TLS and tokens"),
         description="File with the private key (PEM, unencrypted) of the bridge's certificate.",
     )
     grpc_tls_server_name: str = Field(
         default="",
-        json_schema_extra={"group": "TLS and tokens"},
+        json_schema_extra=group("TLS and tokens"),
         description="Name that the inference server's certificate must contain. Empty: the host of the address.",
     )
     grpc_token: Token = Field(
         default="",
         repr=False,
-        json_schema_extra={"group": "TLS and tokens"},
+        json_schema_extra=group("TLS and tokens"),
         description="Bearer token for calls to the inference server. Empty: none.",
     )
     api_tokens: Tokens = Field(
         default=(),
         repr=False,
-        json_schema_extra={"group": "TLS and tokens"},
+        json_schema_extra=group("TLS and tokens"),
         description="Bearer tokens that are valid for every account, separated by commas. Empty, and no file of tokens: "
         "every request is accepted, with any token or none.",
     )
     api_tokens_file: Path | None = Field(
         default=None,
-        json_schema_extra={"group": "TLS and tokens"},
+        json_schema_extra=group("TLS and tokens"),
         description="File of further tokens, each for one account or * for all. A line has the account and the token's "
         "SHA-256 in hexadecimal digits; # starts a comment. The file is read again when it changes.",
     )
@@ -105,14 +106,14 @@ class Settings(BatchSettings):
         ge=1_000,
         # A gRPC message may have 4 MiB by default; the difference is left for the other fields of the request.
         le=4_000_000,
-        json_schema_extra={"group": "limits"},
+        json_schema_extra=group("limits"),
         description="Largest request body in bytes, 1000 to 4000000. A larger one is refused with 413.",
     )
     max_messages: int = Field(
         default=1_024,
         ge=1,
         le=100_000,
-        json_schema_extra={"group": "limits"},
+        json_schema_extra=group("limits"),
         description="Largest number of messages in a conversation, 1 to 100000. More are refused with 400.",
     )
     max_schema_depth: int = Field(
@@ -120,7 +121,7 @@ class Settings(BatchSettings):
         ge=1,
         # A body that is nested deeper than 128 levels is refused as a whole.
         le=100,
-        json_schema_extra={"group": "limits"},
+        json_schema_extra=group("limits"),
         description="Deepest nesting of arrays and objects in a JSON Schema inside a request, 1 to 100. A whole body "
         "may be nested 128 deep.",
     )
@@ -128,7 +129,7 @@ class Settings(BatchSettings):
         default=2_048,
         ge=1,
         le=1_000_000,
-        json_schema_extra={"group": "limits"},
+        json_schema_extra=group("limits"),
         description="Largest number of open connections, 1 to 1000000, including idle ones and health checks. A further "
         "one gets 503.",
     )
@@ -136,36 +137,36 @@ class Settings(BatchSettings):
         default=65_536,
         ge=1_024,
         le=1_048_576,
-        json_schema_extra={"group": "limits"},
+        json_schema_extra=group("limits"),
         description="Largest size of request line and headers together in bytes, 1024 to 1048576. A larger one is "
         "refused with 400.",
     )
     header_timeout_seconds: Seconds = Field(
         default=10,
-        json_schema_extra={"group": "timeouts"},
+        json_schema_extra=group("timeouts"),
         description="Longest time in seconds, above 0 to 86400, in which a client must send the headers of a request, "
         "from its first byte or from connecting; then 408.",
     )
     body_timeout_seconds: Seconds = Field(
         default=30,
-        json_schema_extra={"group": "timeouts"},
+        json_schema_extra=group("timeouts"),
         description="Longest time in seconds, above 0 to 86400, in which a client must send the body of a request; then "
         "408.",
     )
     idle_timeout_seconds: Seconds = Field(
         default=30,
-        json_schema_extra={"group": "timeouts"},
+        json_schema_extra=group("timeouts"),
         description="Time in seconds, above 0 to 86400, for which an idle connection is kept open.",
     )
     write_timeout_seconds: Seconds = Field(
         default=30,
-        json_schema_extra={"group": "timeouts"},
+        json_schema_extra=group("timeouts"),
         description="Longest time in seconds, above 0 to 86400, for which a client may stop reading its reply. Then the "
         "connection is closed and the run cancelled.",
     )
     request_timeout_seconds: Seconds = Field(
         default=600,
-        json_schema_extra={"group": "timeouts"},
+        json_schema_extra=group("timeouts"),
         description="Longest time for one request in seconds, above 0 to 86400, including its time in the wait queue; "
         "then 408.",
     )
@@ -174,7 +175,7 @@ class Settings(BatchSettings):
         ge=0,
         le=86_400,
         allow_inf_nan=False,
-        json_schema_extra={"group": "timeouts"},
+        json_schema_extra=group("timeouts"),
         description="Time of silence in seconds, up to 86400, after which a stream gets a comment, so that proxies keep "
         "it open. 0: no comments.",
     )
@@ -182,44 +183,44 @@ class Settings(BatchSettings):
         default=30,
         ge=0,
         le=3_600,
-        json_schema_extra={"group": "timeouts"},
+        json_schema_extra=group("timeouts"),
         description="Time in whole seconds, 0 to 3600, for which running streams may continue after SIGTERM.",
     )
     http_metrics_address: Address = Field(
         default="",
-        json_schema_extra={"group": "observability"},
+        json_schema_extra=group("observability"),
         description="Address at which the bridge serves Prometheus metrics, host:port. Empty: not served.",
     )
     log_level: Annotated[LogLevel, LOWER_CASE] = Field(
         default="info",
-        json_schema_extra={"group": "observability"},
+        json_schema_extra=group("observability"),
         description="Least severity that is logged: debug, info, warning or error.",
     )
     log_format: Annotated[LogFormat, LOWER_CASE] = Field(
         default="text",
-        json_schema_extra={"group": "observability"},
+        json_schema_extra=group("observability"),
         description="Format of the log: text, or json for one JSON object per line.",
     )
     profile: ProfileName = Field(
         default="default",
-        json_schema_extra={"group": "compatibility"},
+        json_schema_extra=group("compatibility"),
         description="API version of Workers AI: default, 2023-11, 2026 or 2026-strict. The header "
         "tailrace-profile overrides it for one request.",
     )
     deterministic: bool = Field(
         default=False,
-        json_schema_extra={"group": "testing"},
+        json_schema_extra=group("testing"),
         description="Give equal requests equal replies, for tests: the choices of a request without a seed have fixed seeds.",
     )
     recordings: str | None = Field(
         default=None,
-        json_schema_extra={"group": "testing"},
+        json_schema_extra=group("testing"),
         description="Set, as for the inference server: the choices of a request without a seed have fixed seeds, so that "
         "each has a recording.",
     )
     stream_padding: bool = Field(
         default=False,
-        json_schema_extra={"group": "compatibility"},
+        json_schema_extra=group("compatibility"),
         description="Add random text as `p` to each event of a stream, so that packet sizes do not reveal the lengths "
         "of tokens.",
     )

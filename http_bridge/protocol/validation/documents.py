@@ -13,9 +13,9 @@ from typing import Any, Never
 import jsonschema_rs
 
 from http_bridge.errors import ApiError
-from http_bridge.protocol.bodies.excerpt import beginning, field_names
-from http_bridge.protocol.bodies.surrogates import path_of_surrogate
-from http_bridge.protocol.problems import Problem, plain_clause, plain_clauses, plain_sentence
+from http_bridge.protocol.validation.excerpt import beginning, field_names
+from http_bridge.protocol.validation.problems import Problem, plain_clause, plain_clauses, plain_sentence
+from http_bridge.protocol.validation.surrogates import path_of_surrogate
 
 Schema = Mapping[str, Any]
 

@@ -1,4 +1,4 @@
-"""The routes of the Worker binding, and the listener that serves only them. The table of all routes is in routes.py."""
+"""The routes of the Worker binding, and the listener that serves only them. The table of all routes is in table.py."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,6 +6,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from http_bridge.api.binding.embeddings import BindingEmbeddingParser
 from http_bridge.api.binding.gateway import (
     GATEWAY_PATH,
     WORKERS_AI,
@@ -19,20 +20,20 @@ from http_bridge.api.binding.gateway import (
 )
 from http_bridge.api.binding.requests import BindingParser
 from http_bridge.api.binding.unwrap import Binding, Endpoint, Miniflare
-from http_bridge.api.embeddings import workers_ai as embeddings
 from http_bridge.api.reply_writer import ErrorWriter
+from http_bridge.api.workers_ai import embeddings
 from http_bridge.api.workers_ai.models import search_models_for_worker
 from http_bridge.api.workers_ai.replies import BindingErrors
 from http_bridge.api.workers_ai.requests import RestParser
-from http_bridge.embedding_routes import any_task, run_input
+from http_bridge.endpoints.gateway import Inner, ProviderEndpoint, UniversalEndpoint
 from http_bridge.error_handlers import WithErrorFormat
-from http_bridge.gateway_endpoint import Inner, ProviderEndpoint, UniversalEndpoint
 from http_bridge.observability.request_log import request_log
 from http_bridge.protocol.reply_schemas import ENVELOPE
 from http_bridge.protocol.run_schemas import STEPS, with_batches
 from http_bridge.protocol.schemas import Schema
-from http_bridge.route_spec import Endpoint as HttpEndpoint
-from http_bridge.route_spec import RouteSpec, Services, as_asgi
+from http_bridge.routes.embeddings import any_task, run_input
+from http_bridge.routes.spec import Endpoint as HttpEndpoint
+from http_bridge.routes.spec import RouteSpec, Services, as_asgi
 from http_bridge.site.openapi import header
 
 _LABEL = "binding"
@@ -119,7 +120,7 @@ def _run_route(path: str) -> RouteSpec:
     return RouteSpec(
         label=_LABEL,
         path=path,
-        endpoint=any_task(BindingParser(), embeddings.BindingEmbeddingParser()),
+        endpoint=any_task(BindingParser(), BindingEmbeddingParser()),
         methods=("POST",),
         errors=BindingErrors(),
         summary="A Worker's env.AI.run",

@@ -1,6 +1,11 @@
-"""Computes the size of the workspace in which the integer kernels convert activations (linear/activations.py)."""
+"""Sizes of the operands of linear kernels, and of the workspace in which activations.py converts activations.
+
+Importing this module does not import llvmlite.
+"""
 
 INT8_TILE_INPUTS, INT4_TILE_INPUTS = 64, 32  # inputs of a tile of digits
+# Number of ranks that the kernel `lora` multiplies at a time. Matrices are padded with zeros to a multiple of it.
+LORA_RANKS = 4
 _DIGIT_ROWS = 8  # rows of a block of digits
 
 

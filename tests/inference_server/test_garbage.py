@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from tailrace_shared import garbage
+from inference_server import garbage
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """Clauses about invalid fields, in Workers AI's wording and in plain words.
 
-Clients parse Workers AI's wording, which validation.py writes. The plain words are for people: they are in a response header,
+Clients parse Workers AI's wording, which documents.py writes. The plain words are for people: they are in a response header,
 which the playground and the command line show.
 """
 

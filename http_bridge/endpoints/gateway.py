@@ -19,8 +19,8 @@ from http_bridge.errors import ApiError
 from http_bridge.http_server.request_body import read_body
 from http_bridge.protocol.grpc_errors import request_timeout
 from http_bridge.protocol.run_schemas import MAX_STEPS
-from http_bridge.protocol.validation import bad_input, load, unpack
-from http_bridge.settings import Settings
+from http_bridge.protocol.validation.documents import bad_input, load, unpack
+from http_bridge.settings.bridge import Settings
 
 _OPENAI = "v1/"
 _RUN = "run/"
@@ -173,7 +173,7 @@ def _account(scope: Scope) -> dict[str, str]:
 
 
 async def _steps(data: bytes, max_bytes: int) -> list[dict[str, Any]]:
-    # A large body is parsed on another thread, as in run_endpoint.py: parsing megabytes takes a second, which would
+    # A large body is parsed on another thread, as in run.py: parsing megabytes takes a second, which would
     # delay other streams. A compressed body may become a thousand times as large.
     if len(data) < LARGE_BODY_BYTES and data.lstrip()[:1] in (b"[", b"{", b""):
         return _parsed_steps(data, max_bytes)
