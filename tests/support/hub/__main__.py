@@ -10,7 +10,9 @@ from tests.support.hub.server import Hub
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(description="Serve folders as repositories of a hub.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.support.hub", description="Serve folders as repositories of a hub."
+    )
     parser.add_argument("repositories", nargs="+", metavar="owner/name=FOLDER")
     parser.add_argument("--rate", type=float, help="bytes per second of each large file")
     arguments = parser.parse_args()
