@@ -58,6 +58,7 @@ class Stack:
         self._catalog = folder / "catalog.toml"
         self._catalog.write_text(catalog or short_catalog(SEQUENCE_LENGTH))
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._log_starts: dict[str, int] = {}  # bytes of the log that are older than the newest process of that name
         self.grpc_address, self.http_address, self.web_address = (free_address() for _ in range(3))
 
     @property
@@ -105,6 +106,7 @@ class Stack:
             command = self._server
         # A restarted process appends to the log of the one before.
         with self._log(name).open("ab") as log:
+            self._log_starts[name] = log.tell()
             self._processes[name] = subprocess.Popen(
                 command, cwd=ROOT, env=self.environment | settings, stdout=log, stderr=log
             )
@@ -141,8 +143,9 @@ class Stack:
         return self.runs()
 
     def _admitted(self) -> set[str]:
-        """Return the ids of the runs that got a slot."""
-        return set(_RUN_ADMITTED.findall(self.log("inference_server")))
+        """Return the ids of the runs that got a slot of the newest server. The runs of a killed one have no end."""
+        text = self._log("inference_server").read_bytes()[self._log_starts["inference_server"] :]
+        return set(_RUN_ADMITTED.findall(text.decode(errors="replace")))
 
     def wait_until_answered(self, url: str) -> None:
         """Wait until the URL answers 200. Raises RuntimeError with the logs if a process ends or after a timeout."""
