@@ -41,7 +41,7 @@ def ready(page: Page) -> None:
 
 def test_a_conversation_survives_a_reload_and_goes_on(playground):
     ask(playground, "one")
-    reply = replies(playground).locator(".markdown").inner_text()
+    reply = replies(playground).locator(".markdown").text_content()
     until_stored(playground, "one")
     playground.reload()
     ready(playground)

@@ -97,7 +97,7 @@ def test_new_chat_during_a_reply_stops_it_and_forgets_it(playground, stack):
 def test_regenerate_keeps_the_earlier_reply_as_a_version(playground):
     setting(playground, "Temperature", "2")
     ask(playground, "Name a city.", max_tokens=20)
-    first = replies(playground).locator(".markdown").inner_text()
+    first = replies(playground).locator(".markdown").text_content()
     playground.get_by_role("button", name="Regenerate").click()
     done(playground)
     expect(replies(playground)).to_have_count(1)
