@@ -159,7 +159,7 @@ playground: $(PLAYGROUND_STAMP) ## Check the types of playground/, and bundle it
 check-playground: $(PLAYGROUND_STAMP) ## Bundle the playground again and compare: the committed files are exactly those
 	cd playground && npm run --silent types && node build.mjs --check
 
-check: install check-proto docs ## Format, lint, types, import rules, contract, Dockerfiles, npm package, documentation
+check: install check-proto docs ## Format, lint, types, import rules, contract, Dockerfile, npm package, documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
