@@ -19,9 +19,10 @@ RUN = ("tailrace", "run", MODELS[2], "What is the capital of Japan?", "--max-tok
 def recorded(docker, tmp_path_factory):
     """Record one reply. Returns the folder and the reply."""
     folder = tmp_path_factory.mktemp("recordings")
+    folder.chmod(0o755)  # pytest's folders are for their owner alone
+    folder.parent.chmod(0o755)
     if os.getuid() == 0:
         os.chown(folder, UID, -1)
-        folder.parent.chmod(0o755)
     options = [f"--user={UID}:0", f"--volume={folder}:/recordings", "-e", "OMP_NUM_THREADS=1"]
     arguments = ("serve", "--deterministic", "--record", "/recordings", MODELS[2])
     with container(docker, *options, arguments=arguments) as one:
