@@ -5,6 +5,8 @@ src/Runner.Worker/Container/DockerCommandManager.cs and ContainerOperationProvid
 """
 
 import json
+import platform
+import re
 import secrets
 import subprocess
 import time
@@ -115,6 +117,16 @@ def test_one_model_is_served_read_only_by_any_user_and_group(docker):
         assert "Traceback" not in docker.log(one)
         docker.docker("stop", one, seconds=60)
         assert docker.docker("inspect", "--format={{.State.ExitCode}}", one) == "0"
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the image is for another architecture")
+def test_a_cpu_with_avx2_alone_uses_what_the_image_prepared(docker):
+    options = ["-e", "TAILRACE_CPU_FEATURES=avx2", "-e", "OMP_NUM_THREADS=1"]
+    with container(docker, *options, arguments=("serve", MODELS[2])) as one:
+        wait_until_healthy(docker, one)
+        log = docker.log(one)
+        assert "kernels for avx2" in log and not re.search("again|loading|packing", log)
+        assert docker.docker("diff", one) == ""
 
 
 CONTENTS = """
