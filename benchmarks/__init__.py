@@ -6,5 +6,5 @@ the engines in workers/ run in separate processes. report/ computes figures, and
 class (results/CLASS/*.json) into the tables and SVG charts of docs/benchmarks.md.
 
 kernels/ measures the matrix products of linear layers, without a model. gpu/ checks and measures Tailrace on a GPU.
-Other modules with a command line, such as adapters.py and speculation.py, each measure one feature.
+features/ has one command for each feature of Tailrace, such as `python -m benchmarks.features.adapters`.
 """

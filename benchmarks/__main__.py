@@ -6,7 +6,6 @@ A full run without `--output` also updates docs/benchmarks.md and its charts.
 import argparse
 import json
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,27 +14,17 @@ from types import FrameType
 from typing import Any, Never
 
 from benchmarks import machine
+from benchmarks.default_model import default_model
 from benchmarks.instruction_sets import InstructionSet, cpu_flags, named
 from benchmarks.peers.all import all_peers
-from benchmarks.peers.base import Model, Peer
-from benchmarks.processes import ROOT, Child
+from benchmarks.peers.base import Peer
+from benchmarks.processes import Child
 from benchmarks.report import report, section
 from benchmarks.rounds import Results, log_progress, prepare, run_rounds
 from benchmarks.sizes import FULL, QUICK, Size
 
 SCENARIOS = ["short", "long", "burst", "turns", "arrival", "neighbours", "pair"]
 SCENARIOS += ["constraint", "share", "waiting", "instant"]
-_MODEL_CODE = """
-import json
-from inference_server.serving.catalog import read_catalog
-from inference_server.settings import DEFAULT_CATALOG, Settings
-from inference_server.weights.download import local_folder
-from inference_server.weights.loader import silence_libraries
-silence_libraries()
-weights = read_catalog(DEFAULT_CATALOG)[0].weights
-folder = local_folder(weights, Settings.from_environment().cache_dir)
-print(json.dumps({"gguf": str(weights.path), "folder": str(folder)}))
-"""
 
 
 def main() -> int:
@@ -46,7 +35,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _exit)
     size = _size(arguments)
-    model = _model()
+    model = default_model()
     peers = [
         peer for peer in all_peers(model, arguments.features) if not arguments.peers or peer.name in arguments.peers
     ]
@@ -130,16 +119,6 @@ def _size(arguments: argparse.Namespace) -> Size:
     size = QUICK if arguments.quick else FULL
     changes = {"rounds": arguments.rounds, "streams": arguments.streams, "long_streams": arguments.long_streams}
     return replace(size, **{name: value for name, value in changes.items() if value})
-
-
-def _model() -> Model:
-    """Return the paths of the default model's files. Converts the GGUF file first if no server has done so.
-
-    A separate process does this, because importing torch takes much memory.
-    """
-    done = subprocess.run([sys.executable, "-c", _MODEL_CODE], cwd=ROOT, capture_output=True, text=True, check=True)
-    paths = json.loads(done.stdout.splitlines()[-1])
-    return Model(gguf=Path(paths["gguf"]), folder=Path(paths["folder"]))
 
 
 def _document(peers: list[Peer], ready: list[Peer], size: Size, results: Results, started: datetime) -> dict[str, Any]:

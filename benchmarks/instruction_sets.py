@@ -37,7 +37,7 @@ def _set(name: str, flags: Collection[str], aten: str, onednn: str, ggml: tuple[
     return InstructionSet(name=name, flags=frozenset(flags), aten=aten, onednn=onednn, ggml=ggml)
 
 
-# The best one first.
+# The instruction sets, the best one first.
 INSTRUCTION_SETS = (
     _set("amx", _BF16_FLAGS | {"amx_tile", "amx_int8", "amx_bf16"}, "avx512", "AVX512_CORE_AMX"),
     _set("avx512-bf16", _BF16_FLAGS, "avx512", "AVX512_CORE_BF16", (*_VNNI, "GGML_AVX512_BF16=ON")),

@@ -78,7 +78,7 @@ class Child:
             time.sleep(0.005)
 
     def resume(self) -> None:
-        """Continue the processes that `pause` stopped. No effect on running ones."""
+        """Continue the processes that `pause` stopped. Has no effect on running processes."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -195,7 +195,7 @@ class MemoryWatch:
     """Resident memory of several process trees, sampled twice a second. Shared pages count once for each process."""
 
     def __init__(self, pids: Mapping[str, int]) -> None:
-        """`pids`: process ids of the roots of the trees, by role."""
+        """Create a watch. `pids`: process ids of the roots of the trees, by role."""
         self._pids = pids
         self._stopping = threading.Event()
         self._samples: list[tuple[float, dict[str, float]]] = []  # pairs of time.perf_counter() and MiB by role

@@ -15,7 +15,7 @@ from http_bridge.app import create_app
 from http_bridge.http_server.connection_limits import limited_protocol
 from http_bridge.observability.metrics import Metrics
 from http_bridge.observability.request_log import RequestLogMiddleware
-from http_bridge.settings import Settings
+from http_bridge.settings.bridge import Settings
 from tailrace_shared import logs
 from tailrace_shared.addresses import split_address
 from tailrace_shared.config_errors import ConfigurationError

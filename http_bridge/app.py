@@ -17,16 +17,16 @@ from http_bridge.auth.bearer import TokenCheck
 from http_bridge.auth.token_file import TokenFile
 from http_bridge.batches.limits import Limits
 from http_bridge.batches.queue import BatchQueue
-from http_bridge.binding_routes import is_binding_path
 from http_bridge.error_handlers import REQUEST_ID_HEADER, failed, refusal, refused, unrouted
 from http_bridge.errors import PLAIN_HEADER, ApiError
 from http_bridge.observability.metrics import Metrics
 from http_bridge.observability.tracing.exporter import tracing_from_environment
 from http_bridge.protocol.bodies.reader import BodyReader
 from http_bridge.protocol.schemas import Inputs
-from http_bridge.route_spec import Services
-from http_bridge.routes import BINDING_ROUTES, HEALTH_PATHS, LABELS, build_routes, error_format
-from http_bridge.settings import Settings
+from http_bridge.routes.binding import is_binding_path
+from http_bridge.routes.spec import Services
+from http_bridge.routes.table import BINDING_ROUTES, HEALTH_PATHS, LABELS, build_routes, error_format
+from http_bridge.settings.bridge import Settings
 from http_bridge.upstream.client import Upstream
 from http_bridge.upstream.tls import Credentials
 

@@ -11,14 +11,15 @@ import sys
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
-from tailrace_shared import garbage, logs
+from inference_server import garbage
+from tailrace_shared import logs
 from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.parent import report_port, watch_parent
 from tailrace_shared.platforms import WINDOWS_SENTENCE, is_windows
 from tailrace_shared.variables import check_variables
 
 if TYPE_CHECKING:
-    from inference_server.settings import Settings
+    from inference_server.settings.server import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def main() -> int:
     watch_parent()
     limit_spinning()
     garbage.pause()  # resumed after the last import (grpc_api.server.import_startup)
-    from inference_server.settings import Settings
+    from inference_server.settings.server import Settings
 
     try:
         settings = Settings.from_environment()

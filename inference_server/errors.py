@@ -196,7 +196,8 @@ class NotRecorded(TailraceError):
                 f"{nearest['nearest']}"
             )
         super().__init__(
-            f"no recording of this request in {folder}: {where}; to record it, send it to this server: {command}"
+            f"no recording of this request in {folder}: {where}; to record it, send it to a server with "
+            f"TAILRACE_RECORDINGS_MODE=auto, or to this one: {command}"
         )
 
 

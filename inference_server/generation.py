@@ -54,6 +54,13 @@ class LogitBias:
         return cls(array("i", token_ids), array("f", (each if each > _LOWEST_BIAS else _EXCLUDED for each in values)))
 
 
+PENALTIES: tuple[Literal["repetition_penalty", "frequency_penalty", "presence_penalty"], ...] = (
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """Sampling parameters of one request. grpc_api/validation.py checks their ranges."""

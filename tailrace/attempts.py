@@ -11,12 +11,12 @@ from tailrace.options import Limits
 
 # Pauses if the server sent none: half a second, doubled with each attempt up to the longest pause.
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 8.0
-# A pause that the server sent is extended by up to a quarter, and the client's own one is shortened. Refused clients
-# therefore do not return together.
+# A pause that the server sent is extended by up to a quarter, and the client's own one is shortened. Clients that were
+# refused together therefore do not retry together.
 _JITTER = 0.25
 # If the server sent a longer pause than this, the client raises the error at once. `retry_after` contains the pause.
 _LONGEST_RETRY_AFTER_SECONDS = 60.0
-# gRPC would take longer deadlines for expired ones.
+# gRPC would treat longer deadlines as expired.
 _LONGEST_LIMIT_SECONDS = 365 * 86400
 logger = logging.getLogger("tailrace")
 

@@ -10,7 +10,7 @@ from tailrace.options import RunOptions
 from tailrace.types import Message, Tool, ToolCall
 from tailrace_shared.request_fields import MAX_TOP_LOGPROBS, SAMPLING_FIELDS, SamplingField
 
-# Names of a message's thoughts in the APIs whose dictionaries are accepted.
+# Keys of a message's thoughts in the dictionaries of several APIs, all of which are accepted.
 _REASONING_KEYS = ("reasoning", "reasoning_content", "thinking")
 
 
@@ -58,7 +58,7 @@ class RunInput:
 
 
 def run_input(prompt: str | None, model: str, options: RunOptions) -> RunInput:
-    """Return the request. Values that only the server can judge are left to it.
+    """Return the request. Values that only the server can validate are not checked.
 
     Raises:
         InvalidRequestError: A sampling parameter is out of its range, or two arguments contradict each other.

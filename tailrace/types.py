@@ -70,7 +70,7 @@ class Candidate:
     """A possible next token with the natural logarithm of its probability.
 
     Attributes:
-        text: The token's text. An incomplete character at its start or end is replaced by U+FFFD.
+        text: The token's text. An incomplete character at its start or end is replaced with U+FFFD.
         logprob: At most 0.
         bytes: The token's exact bytes; None for raw prompts over REST, where the bridge reports text only.
     """

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from tailrace_cli.errors import Failure, Refusal, UnknownName
-from tailrace_shared.short_names import Ambiguous, long_name, nearest_name
-from tailrace_shared.workers_ai import how_to_serve
+from tailrace_shared.catalogue.short_names import Ambiguous, long_name, nearest_name
+from tailrace_shared.catalogue.workers_ai import how_to_serve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +26,7 @@ class Request:
         stop: Texts that end the reply.
         schema: JSON Schema that the reply must match, as JSON text.
         turns: Role and content of the earlier messages, oldest first.
+        continues: True if the reply continues the last of `turns`, which is an answer. `prompt` is not used then.
     """
 
     model: str
@@ -36,12 +37,13 @@ class Request:
     stop: tuple[str, ...] = ()
     schema: str | None = None
     turns: tuple[tuple[str, str], ...] = ()
+    continues: bool = False
 
     @property
     def messages(self) -> list[tuple[str, str]]:
-        """Role and content of every message of the conversation, the prompt last."""
+        """Role and content of every message of the conversation, the prompt or the answer to continue last."""
         system = [("system", self.system)] if self.system else []
-        return [*system, *self.turns, ("user", self.prompt)]
+        return [*system, *self.turns, *([] if self.continues else [("user", self.prompt)])]
 
 
 class Piece(NamedTuple):

@@ -42,7 +42,7 @@ def note(text: str) -> None:
 
 
 def tell(text: str, *, is_dim: bool = False) -> None:
-    """Write a line to standard error. A terminal's lines break between words. A failure to write is ignored."""
+    """Write a line to standard error. For a terminal it is wrapped between words. A failure to write is ignored."""
     if sys.stderr is None:  # closed; print would write to standard output
         return
     if is_terminal(sys.stderr):
@@ -99,7 +99,7 @@ def table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def size(num_bytes: int) -> str:
-    """Return a number of bytes in human-readable form, in decimal units like `ls -h --si`: "98 MB"."""
+    """Return a number of bytes in human-readable form, in decimal units as with `ls -h --si`: "98 MB"."""
     value, unit = float(num_bytes), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if value < _STEP:

@@ -69,7 +69,12 @@ def _attached(name: str) -> str:
         raise Failure(f"-f {name}: it is not UTF-8 text.") from None
     except (OSError, ValueError) as error:
         raise Failure(f"-f {name}: {getattr(error, 'strerror', None) or error}.") from None
-    return f"{Path(name).name}:\n{text.rstrip()}"
+    return file_part(Path(name).name, text)
+
+
+def file_part(name: str, text: str) -> str:
+    """Return the part of a prompt for a text file. `name`: the file's name without its folder."""
+    return f"{name}:\n{text.rstrip()}"
 
 
 def schema_text(option: str | None, *, name: str = "--schema") -> str | None:

@@ -29,6 +29,12 @@ _MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
 # Response header with the error in plain words, percent-encoded.
 _PLAIN_HEADER = "tailrace-error"
 _PREFIX = "Bad input: Error: "
+# The bridge's sentence if it reaches no inference server, and the command's sentence for it.
+_UNREACHED = "Upstream service unavailable"
+_NO_SERVER = (
+    "The bridge reaches no inference server. Is one running? `tailrace serve` starts both services, and `tailrace doctor` "
+    "looks for the cause."
+)
 
 
 class RestClient:
@@ -202,13 +208,15 @@ def _body(request: Request) -> dict[str, object]:
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
     if request.raw:
         return body | {"prompt": request.prompt}
+    if request.continues:
+        body["continue_final_message"] = True
     return body | {"messages": [{"role": role, "content": content} for role, content in request.messages]}
 
 
 def _pieces(lines: Iterable[bytes], stats: ReplyStats) -> Iterator[Piece]:
     """Yield the pieces of a stream's events. Raises Refusal if the stream fails or ends without [DONE]."""
     for line in lines:
-        # A line without data is a comment of a silent stream, or the blank line after an event.
+        # A line without data is a keep-alive comment, or the blank line after an event.
         if not line.startswith(b"data: "):
             continue
         data = line.removeprefix(b"data: ").strip()
@@ -230,9 +238,11 @@ def _pieces(lines: Iterable[bytes], stats: ReplyStats) -> Iterator[Piece]:
 
 
 def _sentence(body: Mapping[str, Any]) -> str:
-    """Return an error's sentence for people, without the prefix that clients parse."""
+    """Return the sentence of an error for the user, without the prefix that programs parse."""
     error = body.get("error")
     text = str(error["message"] if isinstance(error, dict) else body["errors"][0]["message"]).removeprefix(_PREFIX)
+    if _UNREACHED in text:
+        return _NO_SERVER
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 

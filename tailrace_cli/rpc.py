@@ -167,4 +167,5 @@ def _run_request(request: Request, account: str) -> pb.RunRequest:
         message.text = request.prompt
     else:
         message.chat.turns.extend(pb.ChatTurn(role=role, content=content) for role, content in request.messages)
+        message.chat.continue_final_turn = request.continues
     return message

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 from tailrace_cli.errors import Failure
 from tailrace_cli.output import size, table, write
 from tailrace_cli.serving.serve import HOW_TO_INSTALL
+from tailrace_shared.catalogue.short_names import Ambiguous, long_name
 from tailrace_shared.config_errors import ConfigurationError
-from tailrace_shared.short_names import Ambiguous, long_name
 
 if TYPE_CHECKING:
-    from inference_server.settings import Settings
+    from inference_server.settings.server import Settings
     from inference_server.weights.fetching.inventory import StoredModel
 
 _REQUIRED = ("pydantic_settings", "huggingface_hub")
@@ -89,7 +89,8 @@ def remove(names: Sequence[str]) -> int:
     """Remove models and the forms that the server derived from them, and print a line for each.
 
     Args:
-        names: Names as `tailrace list` prints them. Their last part is sufficient if it is unique.
+        names: Names as `tailrace list` prints them. A short name (tailrace_shared/short_names.py) is sufficient if it
+            is unique.
 
     Returns:
         The exit code 0.
@@ -114,7 +115,7 @@ def _settings() -> "Settings":
     """Return the server's settings. Raises Failure if its packages are missing or a setting is wrong."""
     if missing := [name for name in _REQUIRED if importlib.util.find_spec(name) is None]:
         raise Failure(f"The inference server is not installed ({', '.join(missing)} missing). {HOW_TO_INSTALL}")
-    from inference_server.settings import Settings
+    from inference_server.settings.server import Settings
 
     try:
         return Settings.from_environment()

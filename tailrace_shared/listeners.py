@@ -22,7 +22,7 @@ _BACKLOG = 2048
 # Attempts to find a port that is free on both loopback addresses, if the system selects it (port 0).
 _ATTEMPTS = 20
 _LISTEN = "0A"  # the state of a listening socket in /proc/net/tcp
-_OTHER_PORT = 3  # distance of the port that an error suggests
+_OTHER_PORT = 3  # distance from the port in use to the port that an error suggests
 
 
 class PortInUse(Exception):

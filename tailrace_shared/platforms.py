@@ -5,7 +5,7 @@ import sys
 
 WINDOWS_SENTENCE = "The inference server does not run on Windows itself: use WSL 2 or Docker Desktop."
 METAL_CLAUSE = "Tailrace does not compute on Apple's GPUs (Metal): use cpu or auto, which use the kernels for Arm CPUs"
-# Machines for which PyTorch publishes wheels, by sys.platform.
+# CPU architectures for which PyTorch publishes wheels, by sys.platform.
 _TORCH_MACHINES = {"linux": ("x86_64", "aarch64"), "darwin": ("arm64",)}
 
 
@@ -15,7 +15,7 @@ def is_windows() -> bool:
 
 
 def why_torch_is_missing() -> str | None:
-    """Return a sentence if this is Linux or macOS on a machine without a wheel of torch; otherwise None."""
+    """Return a sentence if this is Linux or macOS on a CPU architecture without a wheel of torch; otherwise None."""
     machine = platform.machine()
     if machine in _TORCH_MACHINES.get(sys.platform, (machine,)):
         return None

@@ -1,14 +1,34 @@
 """The base class of both services' settings: environment variables with the prefix TAILRACE_."""
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ValidationError
+from pydantic.config import JsonDict
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.variables import PREFIX
 
+# Headings of the list of settings in the documentation, in their order.
+Group = Literal[
+    "network",
+    "TLS and tokens",
+    "models",
+    "scheduling",
+    "cache",
+    "limits",
+    "batches",
+    "timeouts",
+    "observability",
+    "compatibility",
+    "testing",
+]
 _MAX_SHOWN = 100  # longest part of an invalid value in an error message, in characters
+
+
+def group(name: Group) -> JsonDict:
+    """Return a field's `json_schema_extra`: its heading in the list of settings."""
+    return {"group": name}
 
 
 class ServiceSettings(BaseSettings):

@@ -30,7 +30,7 @@ _import_triton_as_interpreter()
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return a function from an architecture's name (tiny_models.ARCHITECTURES) to a model folder."""
-    from tests.support.tiny_models import write_model
+    from tests.support.models.tiny_models import write_model
 
     folders: dict[str, Path] = {}
 

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from tests.support.dashboard import ALERTS, DEPLOY, alert_queries, dashboard_queries, panels
+from tests.support.observability.dashboard import ALERTS, DEPLOY, alert_queries, dashboard_queries, panels
 
 # Metrics of Prometheus itself, and of prometheus_client's collector for processes.
 OTHERS = {

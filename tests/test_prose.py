@@ -33,7 +33,7 @@ from tests import prose
         ("a.proto", "// It is\n// told.\n", ["banned"]),
     ],
 )
-def test_rules(tmp_path: Path, name: str, text: str, rules: list[str]) -> None:
+def test_each_rule_finds_its_violations(tmp_path: Path, name: str, text: str, rules: list[str]) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(text)
     assert [violation.rule for violation in prose.violations(tmp_path)] == rules

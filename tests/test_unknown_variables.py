@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-import http_bridge.settings
-import inference_server.settings
+from http_bridge.settings import bridge
+from inference_server.settings import server
 from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.variables import SETTINGS, check_variables, unknown_variables
 from tests.support.processes import ROOT
@@ -16,7 +16,7 @@ logger = logging.getLogger("test")
 
 
 def test_the_table_has_the_fields_of_both_settings_classes():
-    fields = {*inference_server.settings.Settings.model_fields, *http_bridge.settings.Settings.model_fields}
+    fields = {*server.Settings.model_fields, *bridge.Settings.model_fields}
     assert sorted(name.upper() for name in fields) == list(SETTINGS)
 
 

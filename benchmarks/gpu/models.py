@@ -56,7 +56,7 @@ def make(setup: Setup, *, int8: bool = False, attention: str = TAILRACE, num_lay
 
     Args:
         setup: Device, shapes and path of the weights.
-        int8: True replaces the linear layers, except the output head, by bitsandbytes' int8 layers with threshold 0.
+        int8: True replaces the linear layers, except the output head, with bitsandbytes' int8 layers of threshold 0.
         attention: transformers' name of the attention function.
         num_layers: Number of layers, if fewer than the shapes have. Has no effect with real weights.
     """
@@ -136,7 +136,7 @@ def int8_linear(weight: Tensor) -> nn.Module:
 
 
 def quantise(model: nn.Module) -> None:
-    """Replace every linear layer except the output head by bitsandbytes' int8 layer, as transformers does."""
+    """Replace every linear layer except the output head with bitsandbytes' int8 layer, as transformers does."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and name != "lm_head":
@@ -144,7 +144,7 @@ def quantise(model: nn.Module) -> None:
 
 
 def dequantise(model: Any, dtype: torch.dtype) -> None:
-    """Replace bitsandbytes' int8 layers by 16-bit layers with the weights that the codes represent."""
+    """Replace bitsandbytes' int8 layers with 16-bit layers whose weights are those that the codes represent."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child).__name__ == "Linear8bitLt":

@@ -23,7 +23,7 @@ def read(path: Path) -> Results:
 
 
 def write(path: Path, value: Results) -> None:
-    """Replace a file by `value` as JSON. A reader never sees an incomplete file."""
+    """Replace a file's content with `value` as JSON. A reader never sees an incomplete file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(path.name + ".new")
     new.write_text(json.dumps(value, indent=1) + "\n")

@@ -21,7 +21,12 @@ class Workload:
     """A source of prompts. The same `seed` gives the same prompts in the same order."""
 
     def __init__(self, folder: Path, seed: str) -> None:
-        """`folder`: the folder of the model that every peer serves. It contains tokenizer.json."""
+        """Create a source of prompts.
+
+        Args:
+            folder: The folder of the model that every peer serves. It contains tokenizer.json.
+            seed: Seed of the random choices.
+        """
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._random = random.Random(seed)
 

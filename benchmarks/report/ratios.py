@@ -18,7 +18,7 @@ _OVER_PEERS = [
     ("TTFT of 1,500 tokens, 16-bit: Tailrace to vLLM", "long-1", "ttft_p50_ms", "tailrace-16bit", "vllm"),
     ("TTFT of 1,500 tokens, int4: Tailrace to llama.cpp", "long-1", "ttft_p50_ms", "tailrace-int4", "llama.cpp"),
 ]
-# Peers with other weights than Tailrace's are compared only if they took turns in the same rounds.
+# Peers whose weights differ from Tailrace's are compared only if both were measured alternately in the same rounds.
 _TOGETHER = [
     (f"{title}, {weights}: Tailrace to vLLM", case, figure, f"tailrace-{weights}", "vllm")
     for title, case, figure in (

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from benchmarks.report.classes import ClassResults
 from benchmarks.report.figures import NONE, median
 
-# Title, weights, and the peer's name in the results.
+# Rows of the table: title, weights, and the peer's name in the results.
 _PEERS = (
     ("**Tailrace**", "int4", "tailrace-int4"),
     ("llama.cpp server", "int4", "llama.cpp"),

@@ -10,7 +10,7 @@ from benchmarks.workers.serve import Answer, serve
 from inference_server.generation import Completed, Delta, Failed, GenerationRequest, SamplingParams
 from inference_server.serving.catalog import read_catalog
 from inference_server.serving.hosted_model import HostedModel
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 
 
 async def _one(hosted: HostedModel, number: int, request: Request) -> Record:

@@ -3,20 +3,19 @@
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from starlette.datastructures import Headers, QueryParams
 
-from http_bridge.api.openai.choices import Choices
-from http_bridge.api.reply_writer import ErrorWriter, ReplyWriter
+from http_bridge.api.reply_writer import CompleteReply, ErrorWriter, ReplyWriter
 from http_bridge.errors import ApiError
 from http_bridge.protocol.bodies.reader import BodyReader
 from http_bridge.protocol.profiles import PROFILE_HEADER, PROFILE_NAMES, PROFILES, Profile, ProfileName
 from http_bridge.protocol.run_body import RunBody
-from http_bridge.protocol.validation import bad_input, inflated, load
-from tailrace.v1.inference_pb2 import Model, RunRequest
+from http_bridge.protocol.validation.documents import bad_input, inflated, load
+from tailrace.v1.inference_pb2 import Completed, Model, RunRequest, RunResponse
 
 # Size from which a body is parsed on another thread.
 LARGE_BODY_BYTES = 100_000
@@ -131,6 +130,26 @@ class IncomingRequest:
                     f"the content-encoding {encoding} is not supported: send gzip, deflate or no encoding"
                 ) from None
             raise
+
+
+class Choices(Protocol):
+    """Writes several replies to one request as the choices of one reply."""
+
+    @property
+    def requests(self) -> tuple[RunRequest, ...]:
+        """The message to the inference server for each choice."""
+
+    def event(self, index: int, event: RunResponse) -> bytes:
+        """Return the chunks for an event of choice `index`; may be empty."""
+
+    def finish(self, completed: Completed) -> bytes:
+        """Return the end of the stream. `completed` has the usage of all choices."""
+
+    def complete(self, replies: Sequence[CompleteReply]) -> bytes:
+        """Return the complete reply with all choices in order."""
+
+    def total(self, completed: Sequence[Completed]) -> Completed:
+        """Return the first choice's `completed` with the usage of all choices. Each prompt counts once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """The interface of reply and error formats, and the parts that several formats share."""
 
+import json
 import secrets
 import string
 from abc import ABC, abstractmethod
@@ -17,6 +18,11 @@ EVENT_STREAM = "text/event-stream"
 JSON = "application/json"
 _MAX_PADDING = 50
 _PADDING_LETTERS = string.ascii_lowercase + string.digits
+
+
+def json_bytes(payload: Mapping[str, object]) -> bytes:
+    """Return compact JSON in UTF-8."""
+    return json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 @dataclass(slots=True)

@@ -55,9 +55,9 @@ class StrictWriter(ReplyWriter):
         return self._writer.error(error, request_id)
 
     def streams_refusal(self, error: ApiError) -> bool:
-        """Return True if the client reads this refusal from a stream."""
+        """Return True if the client reads this refusal only from a stream, and not from an HTTP status."""
         return self._writer.streams_refusal(error)
 
     def _check(self, completed: Completed, *, has_call: bool) -> None:
         if not has_call and completed.finish_reason in _CUT:
-            raise cut_call()
+            raise cut_call(by_time_limit=completed.finish_reason == pb.FINISH_REASON_TIME_LIMIT)

@@ -87,7 +87,7 @@ def check_inner_account(scope: Scope, account: str) -> None:
     """Check the account in the path of a wrapped request. `scope`: the outer request, which RequireToken has passed on.
 
     Raises:
-        ApiError: 403/10000 for another account than the token's, 404/7003 for an invalid account.
+        ApiError: 403/10000 for an account other than the token's, 404/7003 for an invalid account.
     """
     if scope["state"].get(ACCOUNT_KEY) not in (None, "", account):
         raise ApiError(403, 10000, "Authentication error")

@@ -31,7 +31,7 @@ class BatchQueue:
         self._limits = limits
         self._metrics = metrics
         self._batches: dict[str, Batch] = {}
-        self._turns: deque[Batch] = deque()  # the batches with waiting requests that are not paused; the next one first
+        self._turns: deque[Batch] = deque()  # batches that have waiting requests and are not paused, next one first
         self._running: set[asyncio.Task[None]] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}  # timers that remove finished batches, by batch id
         self._pauses: dict[str, asyncio.TimerHandle] = {}  # timers that end the pauses of refused batches

@@ -2,7 +2,7 @@
 
     connecting ─► headers ─► body ─► reply ─► idle ─► headers …
             header timeout   │      write      idle timeout
-                          body timeout (for runs: in run_endpoint.py, in the route's error format)
+                          body timeout (for runs: in endpoints/run.py, in the route's error format)
 
 Timers are set at the start of a phase, never for a token. Does not depend on routes or runs.
 """
@@ -21,7 +21,7 @@ from http_bridge.error_handlers import router_payload
 from http_bridge.errors import ApiError
 from http_bridge.http_server.h11_connection import Connection
 from http_bridge.observability.metrics import Metrics
-from http_bridge.settings import Settings
+from http_bridge.settings.bridge import Settings
 
 _RETRY_AFTER_SECONDS = 1
 # Time that a refused connection stays open, so that the client can read the answer.

@@ -1,4 +1,4 @@
-"""Extends h11's connection with fast framing of stream chunks and a strict limit on the size of headers.
+"""Extends h11's connection: frames stream chunks faster, limits the size of headers strictly, and shortens absolute targets.
 
 Does not depend on ASGI.
 """

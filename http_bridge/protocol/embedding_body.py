@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from http_bridge.protocol import embedding_schemas as schemas
-from http_bridge.protocol.validation import Validator, bad_field, bad_fields, bad_input
+from http_bridge.protocol.validation.documents import Validator, bad_field, bad_fields, bad_input
 
 Document = Mapping[str, Any]
 Form = Literal["data", "contexts", "scores"]

@@ -8,7 +8,7 @@ from http_bridge.errors import ApiError
 from http_bridge.protocol.grpc_errors import removed_model
 from http_bridge.protocol.profiles import Profile
 from http_bridge.protocol.run_body import RunBody
-from tailrace_shared.workers_ai import removed_on
+from tailrace_shared.catalogue.workers_ai import removed_on
 
 
 def check_request(body: RunBody, profile: Profile, model: str) -> None:
@@ -25,11 +25,14 @@ def check_request(body: RunBody, profile: Profile, model: str) -> None:
         raise ApiError(400, 5023, "JSON Schema mode is not supported with stream mode.")
 
 
-def cut_call() -> ApiError:
-    """Return the error for a reply that was truncated before its forced tool call was complete: 400/8006."""
-    return ApiError(
-        400,
-        8006,
-        "Invalid data for tool_choice: the reply reached max_tokens before the forced tool call was complete. Increase "
-        "max_tokens.",
+def cut_call(*, by_time_limit: bool) -> ApiError:
+    """Return the error for a reply that was truncated before its forced tool call was complete: 400/8006.
+
+    `by_time_limit`: True if the time limit truncated the reply, False if it was a limit of tokens.
+    """
+    cause = (
+        "the time limit of the reply expired before the forced tool call was complete. Try again"
+        if by_time_limit
+        else "the reply reached max_tokens before the forced tool call was complete. Increase max_tokens"
     )
+    return ApiError(400, 8006, f"Invalid data for tool_choice: {cause}.")

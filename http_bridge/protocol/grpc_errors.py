@@ -13,10 +13,10 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from http_bridge.errors import ApiError, internal_error
-from http_bridge.protocol.problems import Problem
-from http_bridge.protocol.validation import bad_field, bad_fields, bad_input
-from tailrace_shared.short_names import nearest_name
-from tailrace_shared.workers_ai import how_to_serve, removed_on
+from http_bridge.protocol.validation.documents import bad_field, bad_fields, bad_input
+from http_bridge.protocol.validation.problems import Problem
+from tailrace_shared.catalogue.short_names import nearest_name
+from tailrace_shared.catalogue.workers_ai import how_to_serve, removed_on
 
 ERROR_DOMAIN = "tailrace"
 _DETAILS_KEY = "grpc-status-details-bin"
@@ -219,7 +219,10 @@ def _not_recorded(details: _Details) -> ApiError:
     folder, command = found.get("folder", "?"), found.get("command", "?")
     # 404, because SDKs repeat requests after 409, 429 and every status from 500.
     return ApiError(
-        404, 5098, f"No recording of this request in {folder}: {where}. To record it, send it to this server: {command}"
+        404,
+        5098,
+        f"No recording of this request in {folder}: {where}. To record it, send it to a server with "
+        f"TAILRACE_RECORDINGS_MODE=auto, or to this one: {command}",
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import grpc
 
-from http_bridge.settings import Settings
+from http_bridge.settings.bridge import Settings
 from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.file_watcher import ReloadableFile
 from tailrace_shared.variables import PREFIX

@@ -28,7 +28,7 @@ NAME = "tailrace"
 
 _passes = threading.local()  # attribute `batch`: the batch of the pass that runs on this thread
 
-# Keyword arguments of transformers models that this attention ignores. Of these, only is_causal=False is rejected.
+# Keyword arguments of transformers models that this attention ignores, except that it rejects is_causal=False.
 _IGNORED = {
     "dropout",
     "position_ids",
@@ -203,8 +203,8 @@ class DecodeBatch(_Batch):
         Args:
             cache: The KV cache.
             backend: The device's attention.
-            table: (n, max_blocks) int32, the block tables.
-            lengths: (n,) int32, each sequence's length including the new token.
+            table: (n, max_blocks) int32, the block table of each token's sequence.
+            lengths: (n,) int32, the number of keys that each token attends to, including its own.
             rows: (n,) int32 or int64, the cache rows of the new tokens.
         """
         super().__init__(cache, rows)

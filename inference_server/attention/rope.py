@@ -1,9 +1,9 @@
 """Scales rotary positions (RoPE): replaces the model's scaling, and fixes one set of frequencies for all lengths.
 
 For two kinds of scaling (longrope, dynamic), transformers recomputes the frequencies from the longest sequence of a
-call. In a batch, one sequence would then change the results of others. Later queries would be rotated with other
-frequencies than the keys in the KV cache. So this server chooses one set of frequencies when it loads the model: the
-set for the longest sequence that it serves.
+call. In a batch, one sequence would then change the results of others. The frequencies of later queries would also
+differ from those of the keys in the KV cache. So this server chooses one set of frequencies when it loads the model:
+the set for the longest sequence that it serves.
 """
 
 import hashlib

@@ -64,7 +64,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, spec: AttentionS
 def gathered_decode_attention(
     query: Tensor, keys: Tensor, values: Tensor, table: Tensor, lengths: Tensor, spec: AttentionSpec
 ) -> Tensor:
-    """Attend with one query for each of n sequences, on copies of their paged keys and values.
+    """Attend with n queries, each to the keys of its sequence, on copies of the paged keys and values.
 
     Used for devices and AttentionSpecs without a kernel that reads the cache in place.
 
@@ -72,8 +72,8 @@ def gathered_decode_attention(
         query: (n, num_heads, head_dim).
         keys: (num_blocks, block_size, num_kv_heads, head_dim).
         values: (num_blocks, block_size, num_kv_heads, value_dim).
-        table: (n, max_blocks) int, the block tables.
-        lengths: (n,) int, the number of keys of each sequence. The result of a row of length 0 is finite.
+        table: (n, max_blocks) int, the block table of each query's sequence.
+        lengths: (n,) int, the number of keys that each query attends to. The result of a row of length 0 is finite.
         spec: The attention's constants.
 
     Returns:

@@ -16,9 +16,10 @@ from inference_server.cpu.linear.backends import from_packed
 from inference_server.cpu.linear.kernel_linear import KernelLinear
 from inference_server.errors import UnsupportedModel
 from inference_server.kernels.jit import arguments
-from inference_server.kernels.jit.arguments import LORA_RANKS, LORA_ROWS
+from inference_server.kernels.jit.arguments import LORA_ROWS
 from inference_server.kernels.jit.kernel import kernel
 from inference_server.kernels.jit.program import KernelCall
+from inference_server.kernels.linear.workspace import LORA_RANKS
 from inference_server.lora.adapter import Adapter, Pair, fitted
 
 _PANEL = 16  # outputs of a panel
@@ -64,7 +65,7 @@ class CpuAdapters:
         """
         shapes = _shapes(decoder)
         fitting = [fitted(adapter, shapes) for adapter in adapters]
-        # In every step, each sequence may read the matrices of another adapter. Large pages make these reads faster.
+        # In every step, each sequence may read the matrices of a different adapter. Large pages make these reads faster.
         arena = Arena(sum(_num_bytes(pair) for pairs in fitting for pair in pairs.values()))
         if odd := next((name for name, (outputs, _) in shapes.items() if outputs % _PANEL), None):
             raise UnsupportedModel(f"adapters need layers with a multiple of {_PANEL} outputs, unlike {odd}")

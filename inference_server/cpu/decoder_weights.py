@@ -158,7 +158,7 @@ class DecoderWeights:
 
 
 def decoder_share(decoder: DecoderWeights, precision: Precision) -> QuantisedShare | None:
-    """Return how many parameters of a packed decoder are quantised; None if the precision quantises none."""
+    """Return the share of a packed decoder's parameters that is quantised; None if the precision quantises none."""
     if precision not in WEIGHT_FORMATS:
         return None
     linears = [*decoder.linears, *(layer.experts.product for layer in decoder.layers if layer.experts)]
@@ -285,7 +285,7 @@ def _rotary(module: Any) -> Rotary:
 
 
 def _check(decoder: DecoderWeights, config: Any) -> None:
-    """Raise ValueError if a kernel cannot read some of the weights."""
+    """Raise ValueError if kernels cannot read the weights, or if the layers' windows differ from the configuration."""
     dtype = decoder.dtype
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError("its embedding is neither float32 nor bfloat16")

@@ -46,7 +46,7 @@ class CpuForward:
     """
 
     def __init__(self, decoder: DecoderWeights, cache: KVCache, adapters: CpuAdapters | None = None) -> None:
-        """Run `decoder` over `cache`. `adapters`: LoRA adapters of the decoder, if it has any."""
+        """Create the forward pass of `decoder` with `cache`. `adapters`: LoRA adapters of the decoder, if it has any."""
         self._decoder, self._cache, self._adapters = decoder, cache, adapters
         keys, _ = self._keys_and_values(0)
         prefill = ops.prefill_attention_kernel(decoder.dtype, keys)
@@ -66,7 +66,7 @@ class CpuForward:
         return self._decoder.has_windows
 
     def decode(self, tokens: DecodeTokens) -> Tensor:
-        """Decode one position of each sequence. Returns logits (num_seqs, vocab_size) float32."""
+        """Decode tokens, of which a sequence may have several. Returns logits (num_tokens, vocab_size) float32."""
         return self._run(tokens, None).logits[: len(tokens.token_ids), : self._decoder.head.out_features]
 
     def prefill(self, prompts: PromptTokens, wanted: list[int]) -> Tensor:

@@ -84,7 +84,7 @@ class BertModel:
             device: Device of all tensors.
 
         Raises:
-            ConfigurationError: A tensor is missing or has another shape; the message names it.
+            ConfigurationError: A tensor is missing or has an unexpected shape; the message names it.
         """
         width = config.hidden_size
         self.dimensions: int = width

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inference_server import garbage
 from inference_server.cpu.linear.pack import pack
 from inference_server.embedding import packing
 from inference_server.embedding.packing import Packing
@@ -15,7 +16,6 @@ from inference_server.errors import UnsupportedModel, first_line
 from inference_server.linears.plain import as_linear, is_linear
 from inference_server.precision import Precision
 from inference_server.weights.loading_lock import LOADING
-from tailrace_shared import garbage
 from tailrace_shared.config_errors import ConfigurationError
 
 # Prefixes of the names of head weights. Vectors do not depend on them, and checkpoints often lack them.

@@ -153,7 +153,7 @@ class Admission:
         return most is not None and self._by_account[account] >= most
 
     def _num_ahead(self, account: str) -> int:
-        """Return how many requests get a slot before the account's next request, under round-robin scheduling."""
+        """Return the number of requests that round-robin scheduling admits before the account's next request."""
         own = self._waiting[account]
         return own + sum(min(count, own + 1) for other, count in self._waiting.items() if other != account)
 

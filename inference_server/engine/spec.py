@@ -13,7 +13,7 @@ import torch
 from inference_server.engine.admission import CapacityLimits
 from inference_server.engine.base import BaseEngine
 from inference_server.precision import Precision
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from inference_server.weights.model_info import ModelInfo
 from inference_server.weights.source import Weights
 

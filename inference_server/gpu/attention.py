@@ -10,8 +10,8 @@ from inference_server.attention.torch_attention import AttentionSpec
 from inference_server.gpu import ops
 from inference_server.gpu.inputs import PromptRows, upload_prompts
 
-# Number of splits of each sequence's keys in batch-invariant mode. It is constant, because another number would change
-# the order of sums, and so their rounding.
+# Number of splits of each sequence's keys in batch-invariant mode. It is constant, because a different number would
+# change the order of sums, and so their rounding.
 INVARIANT_SPLITS = 4
 
 
@@ -59,7 +59,7 @@ class GpuAttention:
     def decode(
         self, query: Tensor, keys: Tensor, values: Tensor, table: Tensor, lengths: Tensor, spec: AttentionSpec
     ) -> Tensor:
-        """Attend with the newest token of each of n sequences. See AttentionBackend.decode."""
+        """Attend with n tokens, each to the keys of its sequence up to its own position. See AttentionBackend.decode."""
         return ops.paged_decode_attention(
             query.contiguous(),
             keys,

@@ -26,7 +26,7 @@ class GpuForward:
     """
 
     def __init__(self, decoder: GpuDecoder, cache: KVCache, attention: GpuAttention) -> None:
-        """Run `decoder` over `cache`, whose layers are allocated by the first pass."""
+        """Create the forward pass of `decoder`. The first pass allocates the layers of `cache`."""
         self.dtype = decoder.embedding.dtype
         self.decoder, self._cache, self._attention = decoder, cache, attention
         self._cached: list[tuple[Tensor, Tensor]] = []  # keys and values of each layer

@@ -62,7 +62,7 @@ class DecodeGraphs:
         """Create the logits' buffer. Nothing is recorded yet.
 
         Args:
-            decode_pass: Computes one token of each sequence. It must not wait for the device.
+            decode_pass: Computes the logits of a decode pass. It must not wait for the device.
             inputs: The inputs at fixed addresses.
             vocab_size: The width of the logits.
             dtype: The dtype of the logits that `decode_pass` returns.
@@ -120,7 +120,7 @@ class DecodeGraphs:
         self.sizes = list(self._graphs)
 
     def _num_rows(self, count: int) -> int:
-        """Return the rows of a pass for `count` sequences: the smallest recorded size that fits, else `count`."""
+        """Return the rows of a pass over `count` tokens: the smallest recorded size that fits, else `count`."""
         if self._invariant_rows is not None:
             return self._invariant_rows
         return min((size for size in self.sizes if size >= count), default=count)
@@ -181,6 +181,6 @@ def _out_of_memory(error: BaseException | None) -> torch.OutOfMemoryError | None
 
 
 def _sizes_text(sizes: list[int]) -> str:
-    """Return a text such as "1 to 64 sequences"."""
+    """Return a text such as "1 to 64 rows". With draft tokens, a sequence has several rows."""
     smallest, largest = min(sizes), max(sizes)
-    return f"{smallest} sequences" if smallest == largest else f"{smallest} to {largest} sequences"
+    return f"{smallest} rows" if smallest == largest else f"{smallest} to {largest} rows"

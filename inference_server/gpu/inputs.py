@@ -46,7 +46,10 @@ class PromptRows:
 
 
 def upload(values: Items[int] | npt.NDArray[Any], device: torch.device) -> Tensor:
-    """Return a copy of one-dimensional integers on `device`, as int32. The host does not wait for the copy."""
+    """Return one-dimensional integers as an int32 tensor on `device`. The host does not wait for the copy.
+
+    On a CPU, the tensor shares the memory of an int32 array.
+    """
     host = torch.from_numpy(np.asarray(values, dtype=np.int32))
     if device.type != "cuda":
         return host

@@ -108,6 +108,7 @@ def paged_decode_attention(
 ) -> Tensor:
     """Attend with one query for each of n sequences. Launches two kernels if the keys are split, else one.
 
+    A sequence with draft tokens counts as several sequences, which have the same block table and different lengths.
     The host never reads `table` and `lengths`, so a CUDA graph can record the call.
 
     Args:

@@ -21,15 +21,16 @@ from inference_server.grpc_api.sampling import sampling_defaults, sampling_param
 from inference_server.grpc_api.status import duration
 from inference_server.grpc_api.validation import seconds
 from inference_server.text.chat.arguments import parsed
-from inference_server.text.chat.prompts import ChatOptions, ThoughtState
+from inference_server.text.chat.prompts import ChatOptions
 from inference_server.text.chat.turns import Turn
 from inference_server.text.grammar import GrammarError, parsed_schema
 from inference_server.text.prompt_encoder import Prompt
+from inference_server.text.reasoning.formats import ThoughtState
 from inference_server.text.schema_faults import located
 from inference_server.text.tool_calls import Place
+from inference_server.text.tool_constraint import calls_constraint
 from inference_server.text.tool_formats import Tool
 from inference_server.text.tools.call_grammar import ReplyForm
-from inference_server.text.tools.constraint import calls_constraint
 from tailrace.v1 import inference_pb2 as pb
 
 if TYPE_CHECKING:

@@ -2,10 +2,10 @@
 
 import random
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from inference_server.errors import FieldViolation, InvalidField
-from inference_server.generation import LogitBias, SamplingParams
+from inference_server.generation import PENALTIES, LogitBias, SamplingParams
 from tailrace.v1 import inference_pb2 as pb
 from tailrace_shared.request_fields import DETERMINISTIC_SEED, SAMPLING_FIELDS
 
@@ -14,11 +14,6 @@ if TYPE_CHECKING:
 
 # Names of the sampling parameters that are passed to the engine unchanged, if they are set.
 _ENGINE_FIELDS = {field.name for field in SAMPLING_FIELDS if field.is_engine_default}
-PENALTIES: tuple[Literal["repetition_penalty", "frequency_penalty", "presence_penalty"], ...] = (
-    "repetition_penalty",
-    "frequency_penalty",
-    "presence_penalty",
-)
 _MAX_UNKNOWN = 16  # longest list of unknown tokens in an error
 # Largest seed that the server draws: the largest one that the REST interface accepts.
 _MAX_DRAWN_SEED = 9_999_999_999

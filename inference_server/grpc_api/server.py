@@ -15,6 +15,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from inference_server import garbage
 from inference_server.engine.daemon_thread import in_daemon_thread
 from inference_server.engine.watchdog import Watchdog
 from inference_server.grpc_api.auth import TokenCheck
@@ -28,9 +29,8 @@ from inference_server.observability.tracing.base import NullTracing
 from inference_server.observability.tracing.exporter import tracing_from_environment
 from inference_server.progress import progress
 from inference_server.serving.model_names import configured_entries
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from tailrace.v1 import inference_pb2, inference_pb2_grpc
-from tailrace_shared import garbage
 from tailrace_shared.addresses import is_loopback, split_address
 from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.listeners import PortInUse, listen, local_hosts

@@ -30,15 +30,15 @@ from inference_server.observability.embed_record import EmbedRecord
 from inference_server.observability.metrics import Metrics
 from inference_server.observability.run_record import RunRecord
 from inference_server.observability.tracing.base import EmbedTrace, NullTracing, RunTrace
-from inference_server.settings import Settings
-from inference_server.text.chat.prompts import ThoughtState
+from inference_server.settings.server import Settings
+from inference_server.text.reasoning.formats import ThoughtState
 from inference_server.text.reasoning.reply import ThoughtfulReplyText, with_thoughts
 from inference_server.text.tool_calls import with_tool_calls
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1 import inference_pb2_grpc
+from tailrace_shared.catalogue.short_names import nearest_name
+from tailrace_shared.catalogue.workers_ai import how_to_serve
 from tailrace_shared.request_fields import MAX_NAME_LENGTH
-from tailrace_shared.short_names import nearest_name
-from tailrace_shared.workers_ai import how_to_serve
 
 if TYPE_CHECKING:  # hosted_embedder imports torch, which takes seconds
     from inference_server.serving.hosted_embedder import HostedEmbedder

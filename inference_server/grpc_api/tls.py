@@ -5,7 +5,7 @@ from pathlib import Path
 
 import grpc
 
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from tailrace_shared.config_errors import ConfigurationError
 from tailrace_shared.file_watcher import ReloadableFile
 

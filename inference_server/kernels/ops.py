@@ -125,7 +125,8 @@ def paged_decode_attention(
 ) -> Tensor:
     """Attend with each sequence's newest token, at position length - 1, over the sequence's keys so far.
 
-    A sequence's result is bit-identical for every batch composition and any number of threads.
+    A sequence's result is bit-identical for every batch composition and any number of threads. A sequence with draft
+    tokens counts as several sequences, which have the same block table and different lengths.
 
     Args:
         query: (num_seqs, num_heads, head_dim).

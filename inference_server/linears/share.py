@@ -42,7 +42,7 @@ class QuantisedShare:
 
     @property
     def warning(self) -> str:
-        """Return a sentence about layers that stay unquantised, or "" if there are none."""
+        """Return a clause about layers that stay unquantised, or "" if there are none."""
         if not self.left_out:
             return ""
         names = ", ".join(f"{name} ({_number(count)} parameters)" for name, count in self.left_out)

@@ -105,7 +105,7 @@ def fitted(adapter: Adapter, shapes: Mapping[str, tuple[int, int]]) -> Mapping[s
         shapes: Outputs and inputs of the model's linear layers, by their names in transformers' model.
 
     Raises:
-        UnsupportedModel: The adapter has matrices for a module that is not among these layers, or in another shape.
+        UnsupportedModel: The adapter has matrices for a module that is not among these layers, or with different sizes.
     """
     pairs = _divided(adapter.pairs, shapes)
     for module, pair in pairs.items():

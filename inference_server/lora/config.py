@@ -49,8 +49,8 @@ _SUPPORTED = {
     "task_type",
     "use_rslora",
 }
-# Initialisations that do not change the weights of the model. An adapter with another initialisation fits only a
-# model with changed weights.
+# Initialisations that do not change the weights of the model. An adapter with any other initialisation fits only a
+# model whose weights were changed.
 _INITIALIZATIONS = {"true", "false", "gaussian", "eva", "orthogonal", "none"}
 _EXPLANATIONS = {
     "use_dora": "is a DoRA adapter (use_dora)",
@@ -71,7 +71,7 @@ class AdapterConfig:
         rank: The rank of matrices without an entry in the configuration's rank_pattern.
         alpha: The alpha of matrices without an entry in `alpha_pattern`.
         largest_rank: The largest rank that the configuration mentions.
-        uses_square_root: The factor is alpha / sqrt(rank) instead of alpha / rank (rank-stabilized LoRA).
+        uses_square_root: True if the factor is alpha / sqrt(rank) instead of alpha / rank (rank-stabilized LoRA).
         alpha_pattern: Other values of alpha, by a regular expression for the end of the module's name.
     """
 

@@ -174,7 +174,7 @@ class ModelRunner:
 
     @property
     def path(self) -> str:
-        """Return how passes run, for the log, such as "kernels for avx2, one program of compiled kernels"."""
+        """Return a phrase about the code that runs passes, such as "kernels for avx2, one program of compiled kernels"."""
         if self._gpu is not None:
             return str(self._gpu.path)
         return str(path_in_use(self._cpu_forward, self._why_modules))

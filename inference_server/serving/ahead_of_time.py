@@ -14,7 +14,8 @@ import torch
 
 from inference_server.precision import Precision
 from inference_server.serving.catalog import read_catalog
-from inference_server.settings import DEFAULT_CATALOG, Settings
+from inference_server.settings.models import DEFAULT_CATALOG
+from inference_server.settings.server import Settings
 from inference_server.weights.gguf.description import prepared_folder
 from inference_server.weights.prepare import prepare
 from inference_server.weights.source import Weights

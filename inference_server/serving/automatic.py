@@ -13,7 +13,7 @@ from inference_server.machine import available_memory_bytes, memory_bytes
 from inference_server.precision import Precision, resolve_precision
 from inference_server.serving.catalog import CatalogEntry
 from inference_server.serving.gpu_plan import free_bytes
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from inference_server.weights.architectures import is_encoder
 from inference_server.weights.download import config_folder
 from inference_server.weights.gguf.config import natural_precision
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 _GIB = 2**30
 # Share of the free memory for weights and KV cache. The rest is for activations and for other programs.
 _USABLE = 0.9
-# Largest share of the memory left after the weights that keys and values of one sequence of full length may take.
+# Of the memory left after the weights, the largest share for the keys and values of one sequence of full length.
 _ONE_SEQUENCE = 0.5
 # Window of a model whose configuration states none, and the granularity of a window that is reduced to fit, in tokens.
 _USUAL_WINDOW, _WINDOW_STEP = 4096, 256

@@ -42,11 +42,11 @@ class CatalogEntry:
         context_length: Longest prompt, in tokens.
         sequence_length: Longest reply, in tokens; 0 for an embedding model.
         chat_template: Jinja source of the chat template; None: the model's own template.
-        stands_in: True if the weights belong to another model than the one in `name`.
+        stands_in: True if the weights belong to a model other than the one in `name`.
         tool_format: Syntax of tool calls; None: the one that the chat template uses.
         reasoning_format: Format of thoughts; "none": replies are not searched for thoughts; None: the one that the chat
             template contains.
-        shape: Form of the model's REST replies.
+        shape: Format of the model's REST replies.
         engine: The engine that runs the model.
         vllm: Arguments of vLLM's engine, by vLLM's names.
         task: The model's purpose: to generate text or to embed text.

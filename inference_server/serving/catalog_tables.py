@@ -11,14 +11,14 @@ from inference_server.text.reasoning.formats import FormatName
 from inference_server.text.tool_formats import ToolFormat
 from tailrace_shared.request_fields import MAX_NAME_LENGTH, SAMPLING_FIELDS
 
-# Forms of a model's REST replies, which Model.reply_shape of inference.proto reports.
+# Formats of a model's REST replies, which Model.reply_shape of inference.proto reports.
 ReplyShape = Literal["response", "choices", "responses"]
 Task = Literal["generation", "embedding"]
 Speculation = Literal["prompt-lookup", "off"]
 
 
 class StrictTable(BaseModel):
-    """A table that rejects unknown keys, and values of another type."""
+    """A table that rejects unknown keys and values of the wrong type."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

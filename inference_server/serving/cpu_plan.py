@@ -14,7 +14,7 @@ from inference_server.machine import available_memory_bytes
 from inference_server.serving.automatic import model_path
 from inference_server.serving.catalog import CatalogEntry
 from inference_server.serving.engine_groups import window
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from inference_server.weights.packed_cache import packed_folder
 from inference_server.weights.shape import ModelShape, read_config_file, read_shape
 from inference_server.weights.source import Weights

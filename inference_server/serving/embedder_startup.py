@@ -23,7 +23,7 @@ from inference_server.precision import Precision, resolve_precision
 from inference_server.serving.automatic import model_path
 from inference_server.serving.catalog import CatalogEntry
 from inference_server.serving.hosted_embedder import HostedEmbedder
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from inference_server.weights.shape import read_shape
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError

@@ -13,7 +13,7 @@ from inference_server.gpu.memory import GIB, EngineDemand, least_needs, plan
 from inference_server.gpu.paths import has_fused_layers
 from inference_server.serving.catalog import CatalogEntry
 from inference_server.serving.engine_groups import window
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from inference_server.weights.download import naming_source
 from inference_server.weights.sizes import model_sizes, read_config
 

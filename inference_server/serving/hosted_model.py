@@ -10,10 +10,10 @@ from inference_server.errors import NoRoomForReply, PromptTooLong, UnknownAdapte
 from inference_server.generation import Constraint, GenerationRequest
 from inference_server.precision import Precision
 from inference_server.serving.catalog import CatalogEntry
-from inference_server.text.chat.prompts import ThoughtState
 from inference_server.text.detokenizer import ReplyText, reply_detokenizer, reply_text
 from inference_server.text.grammar import Grammars
 from inference_server.text.prompt_encoder import PromptEncoder
+from inference_server.text.reasoning.formats import ThoughtState
 from inference_server.text.reasoning.model import ModelThoughts
 from inference_server.text.reasoning.reply import ThoughtfulReplyText
 from inference_server.text.tool_formats import ToolFormat, visible_control_tokens

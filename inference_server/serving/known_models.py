@@ -1,6 +1,6 @@
 """The text and embedding models of Cloudflare Workers AI: their weights and limits, and the engine that runs them.
 
-The data are in tailrace_shared/workers-ai.toml, whose comments explain every key. Does not import torch.
+The data are in tailrace_shared/catalogue/workers-ai.toml, whose comments explain every key. Does not import torch.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from inference_server.serving.catalog_tables import ReplyShape, SamplingTable, StrictTable, Task
 from inference_server.text.reasoning.formats import FormatName
 from inference_server.text.tool_formats import ToolFormat
-from tailrace_shared import workers_ai
+from tailrace_shared.catalogue import workers_ai
 
 Feature = Literal["tools", "json", "reasoning", "vision", "lora", "batch"]
 Runner = Literal["tailrace", "vllm", "none"]
@@ -32,7 +32,7 @@ class KnownModel:
         gate: Page on which the licence must be accepted before a download; None: the weights are open.
         context_length: Workers AI's context window in tokens, at most the model's own; None: unknown.
         sequence_length: Longest reply in tokens; None: no separate limit.
-        shape: Form of the model's REST replies.
+        shape: Format of the model's REST replies.
         features: Features that Workers AI documents for the model.
         runs_on: The engine of this server that can run the weights.
         obstacle: Reason for which the native engine cannot run the weights, as a clause; empty if it can.

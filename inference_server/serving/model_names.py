@@ -2,8 +2,8 @@
 
 A name is a folder, a GGUF file, or a hub id such as `owner/name` or `owner/name:file.gguf`. `@revision` may follow
 `owner/name`. The URL of a hub page is also accepted. Other names are those of Workers AI's catalogue, of the default
-catalog or of the catalog in use. The last part of such a name is sufficient if it is unique. Does not import torch and
-downloads nothing.
+catalog or of the catalog in use. A short name (tailrace_shared/short_names.py) is sufficient if it is unique. Does not
+import torch and downloads nothing.
 """
 
 import difflib
@@ -15,10 +15,11 @@ from pathlib import Path
 
 from inference_server.serving.catalog import CatalogEntry, OpenKey, read_catalog, repeated
 from inference_server.serving.known_models import KnownModel, known_models
-from inference_server.settings import DEFAULT_CATALOG, Settings
+from inference_server.settings.models import DEFAULT_CATALOG
+from inference_server.settings.server import Settings
 from inference_server.weights.source import Weights
+from tailrace_shared.catalogue.short_names import Ambiguous, long_name
 from tailrace_shared.config_errors import ConfigurationError
-from tailrace_shared.short_names import Ambiguous, long_name
 
 # Prefixes that other programs accept before a hub id.
 _HUB_PREFIX = re.compile(r"^(https?://)?(hf\.co|huggingface\.co)/")

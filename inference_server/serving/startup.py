@@ -33,13 +33,13 @@ from inference_server.serving.engine_groups import group_entries, refuse_unsuppo
 from inference_server.serving.gpu_plan import divide_free_memory, fitting_demands
 from inference_server.serving.hosted_embedder import HostedEmbedder
 from inference_server.serving.hosted_model import HostedModel
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from inference_server.text.grammar import Grammars
 from inference_server.text.prompt_encoder import PromptEncoder
 from inference_server.text.reasoning.formats import FORMATS, ReasoningFormat
 from inference_server.text.reasoning.model import ModelThoughts
 from inference_server.text.tool_formats import detect_tool_format
-from inference_server.weights.atomic_folder import remove_leftovers
+from inference_server.weights.disk.atomic_folder import remove_leftovers
 from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)

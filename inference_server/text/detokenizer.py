@@ -79,7 +79,7 @@ class StopStrings:
         self.found: str | None = None
 
     def push(self, text: str) -> str:
-        """Append text. Returns the unsent text before a stop string, or before a possible beginning of one."""
+        """Append text. Returns the unsent text up to a stop string or a possible beginning of one, else all of it."""
         if not self._stop_strings:
             return text
         held = self._held + text

@@ -19,10 +19,10 @@ from typing import Any, Literal
 from tokenizers import AddedToken, Tokenizer
 
 from inference_server.errors import FieldViolation, InvalidField, UnsupportedModel
-from inference_server.text.chat.prompts import ChatOptions, ChatPrompts, ThoughtState
+from inference_server.text.chat.prompts import ChatOptions, ChatPrompts
 from inference_server.text.chat.template import ChatTemplate
 from inference_server.text.chat.turns import Turn
-from inference_server.text.reasoning.formats import ReasoningFormat, detect_reasoning_format
+from inference_server.text.reasoning.formats import ReasoningFormat, ThoughtState, detect_reasoning_format
 from inference_server.text.token_decoder import TokenDecoder
 from inference_server.text.tokenizer_copy import copy_tokenizer
 from inference_server.text.tool_formats import Tool
@@ -196,7 +196,7 @@ def _ids(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[i
 
 
 def _any_of(strings: Iterable[str]) -> re.Pattern[str]:
-    """Return a pattern for the leftmost and longest string, like a tokenizer. Without strings it matches nothing."""
+    """Return a pattern that finds the leftmost longest string, as a tokenizer does. Without strings it matches nothing."""
     # Tokenizers have up to a thousand control tokens with equal beginnings. In a list of alternatives, every one of
     # them would be compared at every position.
     strings = list(strings)

@@ -15,6 +15,7 @@ import transformers
 from huggingface_hub.utils.tqdm import disable_progress_bars
 from transformers.utils import import_utils
 
+from inference_server import garbage
 from inference_server.attention import paged as attention
 from inference_server.attention.rope import OWN_ROPE, RopeChoice
 from inference_server.linears import checkpoint
@@ -28,7 +29,6 @@ from inference_server.weights.loading_lock import LOADING
 from inference_server.weights.replaced import replaced
 from inference_server.weights.source import Weights
 from inference_server.weights.tokenizers import read_tokenizer
-from tailrace_shared import garbage
 from tailrace_shared.config_errors import ConfigurationError
 
 

@@ -29,7 +29,7 @@ from inference_server.cpu.linear.kernel_linear import KernelLinear, LinearKind, 
 from inference_server.cpu.routers import PackedRouter, RouterChoice
 from inference_server.kernels.jit.arguments import HeadNorms
 from inference_server.precision import Precision
-from inference_server.weights.atomic_folder import atomic_directory
+from inference_server.weights.disk.atomic_folder import atomic_directory
 from inference_server.weights.model_info import ModelInfo
 from inference_server.weights.tensor_file import reading
 from inference_server.weights.tokenizers import read_tokenizer

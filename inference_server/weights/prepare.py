@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from inference_server import garbage
 from inference_server.attention import paged as attention
 from inference_server.attention.kv_cache import BLOCK_SIZE
 from inference_server.attention.rope import OWN_ROPE, RopeChoice, window
@@ -20,10 +21,10 @@ from inference_server.linears.share import QuantisedShare, quantised_share
 from inference_server.lora.adapter import Adapter
 from inference_server.precision import Precision, cache_dtype
 from inference_server.progress import progress
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from inference_server.weights import packed_cache
 from inference_server.weights.architectures import refuse_unsupported
-from inference_server.weights.atomic_folder import made_once
+from inference_server.weights.disk.atomic_folder import made_once
 from inference_server.weights.download import local_path, naming_source
 from inference_server.weights.gguf.description import describe_file, in_cache
 from inference_server.weights.gguf.file import FileTensor
@@ -34,7 +35,6 @@ from inference_server.weights.loading_lock import LOADING
 from inference_server.weights.model_info import ModelInfo, sampling_defaults
 from inference_server.weights.source import Weights
 from inference_server.weights.tokenizers import read_tokenizer
-from tailrace_shared import garbage
 from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)

@@ -38,7 +38,7 @@ def read_config(weights: Weights, cache_dir: Path, *, may_fetch: bool) -> Any | 
 
 
 def predicted_share(config: Any, precision: Precision, *, on_gpu: bool) -> QuantisedShare | None:
-    """Return how many parameters of a model with this configuration a precision quantises; None if it quantises none.
+    """Return the share of a model's parameters that a precision quantises; None if it quantises none.
 
     Args:
         config: The transformers configuration.

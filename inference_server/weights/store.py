@@ -5,7 +5,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from inference_server.weights.atomic_folder import remove_leftovers
+from inference_server.weights.disk.atomic_folder import remove_leftovers
 from inference_server.weights.fetching.integrity import folder_faults, lacks
 from inference_server.weights.fetching.inventory import SNAPSHOTS, StoredModel, inventory
 from inference_server.weights.fetching.package_model import PackageModel

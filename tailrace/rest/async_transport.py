@@ -46,7 +46,7 @@ class AsyncRestTransport:
                 raise response_error(response)
             yield reader.start()
             pieces = response.aiter_bytes()
-            # Not one timeout around the loop: between two events it would cancel the caller's code.
+            # A single timeout around the loop would also cancel the caller's code between two events.
             while (data := await self._within(anext(pieces, None), end, timeout, reader.request_id)) is not None:
                 for event in reader.feed(data):
                     yield event

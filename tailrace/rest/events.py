@@ -52,7 +52,7 @@ class EventReader:
         # Only line feeds separate lines. str.splitlines would also split at U+2028 within a text.
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
-            # A line without data is a comment of a silent stream, or the blank line after an event.
+            # A line without data is a keep-alive comment, or the blank line after an event.
             if line.startswith(b"data:") and not self.is_done:
                 yield from self._event(line.removeprefix(b"data:").strip())
 

@@ -13,7 +13,7 @@ from tailrace.errors import ConnectionFailedError
 from tailrace.rest.errors import request_id_of, response_error
 from tailrace.types import Embeddings, Model
 
-# Exceptions from reading a JSON document of another form than a bridge sends.
+# Exceptions from reading a JSON document with a structure that no bridge sends.
 _MALFORMED = (ValueError, LookupError, TypeError, AttributeError)
 
 

@@ -138,7 +138,7 @@ class _Alarm:
         opened = connection and connection.get_extra_info("socket")
         if isinstance(opened, socket.socket):
             try:
-                # The shutdown concerns the plain socket, also below TLS: it only ends the read of the other thread.
+                # This shuts down the plain socket, even below TLS: it only ends the other thread's read.
                 socket.socket.shutdown(opened, socket.SHUT_RDWR)
             except OSError:
                 pass  # the reply has just ended

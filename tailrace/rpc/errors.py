@@ -39,7 +39,7 @@ _BY_REASON: dict[str, type[TailraceError]] = {
     "NOT_RECORDED": NotRecordedError,
     "GENERATION_FAILED": GenerationError,
 }
-# Class by gRPC status, if the server sent no reason, or one that this version does not contain.
+# Class by gRPC status, if the server sent no reason, or a reason that this version does not support.
 _BY_STATUS: dict[str, type[TailraceError]] = {
     "INVALID_ARGUMENT": InvalidRequestError,
     "NOT_FOUND": InvalidRequestError,
@@ -108,6 +108,6 @@ def _details(
 
 
 def _trailing_metadata(error: grpc.RpcError) -> dict[str, str | bytes]:
-    """Return the metadata of a failed call: synchronous calls and those of grpc.aio have the same method."""
+    """Return the trailing metadata of a failed call, which may be a synchronous call or one of grpc.aio."""
     method = getattr(error, "trailing_metadata", None)
     return {str(key): value for key, value in (method() or ())} if method else {}

@@ -31,7 +31,7 @@ def keep(owner: int, folder: str, models: list[str]) -> int:
         if server is not None:
             server.terminate()
 
-    # Before the server starts, which would otherwise outlive a signal that arrives meanwhile.
+    # Set before the server starts: it would otherwise outlive a signal that arrives during its start.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     server = subprocess.Popen([sys.executable, "-m", "tailrace_cli", "serve", *models])
@@ -50,7 +50,7 @@ def keep(owner: int, folder: str, models: list[str]) -> int:
 
 
 def _exists(process: int) -> bool:
-    """Return whether a process runs. One that has ended may still be listed, where no other process reads its exit code."""
+    """Return True if a process runs. A process that has ended may remain listed until its exit code is read."""
     if _has_ended(process):
         return False
     try:

@@ -30,13 +30,13 @@ _TAIL_LINES = 20
 # Files in the shared folder.
 _STARTING, _READY, _FAILED, _KEEPER, _LOG = "starting", "ready.json", "failed", "keeper.pid", "server.log"
 
-# The keepers of this process by their folders. Python warns if the object of a running process is destroyed, and pytest
-# may make an error of a warning.
+# The keepers that this process started, by their folders. Python warns if the object of a running process is destroyed,
+# and pytest may turn a warning into an error.
 _keepers: "dict[Path, subprocess.Popen[bytes]]" = {}
 
 
 class StartError(Exception):
-    """There is no server for the tests. The message states the cause, after a failed start with the end of the log."""
+    """There is no server for the tests. The message states the cause, with the end of the log if the server ended."""
 
 
 @dataclass(frozen=True, slots=True)

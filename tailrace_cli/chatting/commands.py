@@ -8,9 +8,10 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from tailrace_cli.chatting.attachments import TextFile, read_file, with_files
 from tailrace_cli.chatting.conversation import Conversation, load, save
+from tailrace_cli.chatting.paths import completed_paths, named_path
 from tailrace_cli.client import Client, ModelLine, ReplyStats, served_name
 from tailrace_cli.errors import Failure, Refusal
 from tailrace_cli.output import note, tell
@@ -22,6 +23,8 @@ _NAME = re.compile(r"/[a-z?]+")
 _PARAMETERS = [each.name for each in SAMPLING_FIELDS]
 _UNSET = ("off", "default", "none")
 _MAX_SHOWN = 70
+# Reasons for the end of a reply that can be continued; empty: Ctrl-C stopped it.
+_CUT = ("length", "time_limit", "")
 _KEYS = {
     '"""': "begin and end a message of several lines",
     "Alt+Enter": "begin a new line of the message",
@@ -39,10 +42,14 @@ class State:
         conversation: The conversation.
         models: The served models, in the order of the catalog.
         can_edit: Whether the editor accepts a text to edit.
-        last_stats: Token counts and times of the newest reply; None before the first.
+        files: Files that are attached to the next question.
+        asked: The newest question as it was typed, and its files; None if it was loaded or there is none.
+        last_stats: Token counts and times of the newest reply; None before the first, and after /clear and /load.
         next_question: A question to ask next, for /regenerate; empty: none.
+        continues: Whether the newest reply is continued next, for /continue.
         draft: A text to edit next; empty: none.
         replaces_last: Whether the next question replaces the newest one, for /edit.
+        edited_files: Files of the newest question, which the question that replaces it has too.
         total_tokens: Generated tokens of all replies.
         is_ended: Whether the chat ends.
     """
@@ -51,10 +58,14 @@ class State:
     conversation: Conversation
     models: Sequence[ModelLine]
     can_edit: bool
+    files: tuple[TextFile, ...] = ()
+    asked: tuple[str, tuple[TextFile, ...]] | None = None
     last_stats: ReplyStats | None = None
     next_question: str = ""
+    continues: bool = False
     draft: str = ""
     replaces_last: bool = False
+    edited_files: tuple[TextFile, ...] = ()
     total_tokens: int = 0
     is_ended: bool = False
 
@@ -94,17 +105,7 @@ def completions(line: str, state: State) -> list[str]:
         return [name for name in names if name.startswith(word) or name.rpartition("/")[2].startswith(word)]
     if first == "/set" and " " not in rest:
         return [name for name in _PARAMETERS if name.startswith(word)]
-    return _paths(word) if first in ("/save", "/load", "/schema") else []
-
-
-def _paths(beginning: str) -> list[str]:
-    folder, _, name = beginning.rpartition("/")
-    prefix = f"{folder}/" if "/" in beginning else ""
-    try:
-        found = sorted(Path(prefix or ".").expanduser().iterdir())
-    except (OSError, RuntimeError):  # RuntimeError: there is no such user, or this one has no home
-        return []
-    return [f"{prefix}{path.name}{'/' if path.is_dir() else ''}" for path in found if path.name.startswith(name)]
+    return completed_paths(word) if first in ("/save", "/load", "/schema", "/file") else []
 
 
 def _help(argument: str, state: State) -> None:
@@ -173,29 +174,36 @@ def _schema(argument: str, state: State) -> None:
     note("Replies are text again." if argument in _UNSET else "Replies match the schema now.")
 
 
+def _file(argument: str, state: State) -> None:
+    if not argument:
+        listed = ", ".join(map(str, state.files))
+        tell(f"Attached to the next question: {listed}" if listed else "No file is attached. /file PATH attaches one.")
+        return
+    if argument in _UNSET:
+        state.files = ()
+        note("No file is attached.")
+        return
+    file = read_file(named_path(argument, "/file"))
+    state.files = (*(each for each in state.files if each.path != file.path), file)
+    note(f"The next question contains {', '.join(map(str, state.files))}. /file off removes it.")
+
+
 def _clear(argument: str, state: State) -> None:
     state.conversation.turns.clear()
-    note("The conversation is forgotten. System message and parameters stay.")
-
-
-def _path(argument: str, command: str) -> Path:
-    if not argument:
-        raise Failure(f"{command} needs the name of a file.")
-    try:
-        return Path(argument).expanduser()
-    except RuntimeError:
-        raise Failure(f"{command} {argument}: there is no such home directory.") from None
+    files = " and the attached files are" if state.files else " is"
+    state.files, state.asked, state.last_stats = (), None, None
+    note(f"The conversation{files} forgotten. System message and parameters stay.")
 
 
 def _save(argument: str, state: State) -> None:
-    path = _path(argument, "/save")
+    path = named_path(argument, "/save")
     save(state.conversation, path)
     note(f"Saved {len(state.conversation.turns)} messages in {path}.")
 
 
 def _load(argument: str, state: State) -> None:
-    loaded = load(_path(argument, "/load"))
-    state.conversation = loaded
+    loaded = load(named_path(argument, "/load"))
+    state.conversation, state.asked, state.last_stats = loaded, None, None
     question = loaded.turns[-2][1].replace("\n", " ") if loaded.turns else ""
     last = f" The last question: {question[:_MAX_SHOWN]}" if question else ""
     note(f"Loaded {len(loaded.turns)} messages for {loaded.model}.{last}")
@@ -209,12 +217,30 @@ def _regenerate(argument: str, state: State) -> None:
     state.next_question = state.conversation.turns[-2][1]
 
 
+def _continue(argument: str, state: State) -> None:
+    if not state.conversation.last_reply:
+        raise Failure("There is no text to continue." if state.conversation.turns else "There is no reply to continue.")
+    if state.conversation.schema is not None:
+        raise Failure(
+            "A reply that matches a JSON Schema cannot be continued: raise max_tokens with /set, then /regenerate."
+        )
+    if state.last_stats is not None and state.last_stats.finish not in _CUT:
+        raise Failure("The last reply is complete: no limit cut it.")
+    state.continues = True
+
+
 def _edit(argument: str, state: State) -> None:
     if not state.can_edit:
         raise Failure("/edit needs a terminal.")
     if not state.conversation.turns:
         raise Failure("There is no question to edit.")
-    state.draft, state.replaces_last = state.conversation.turns[-2][1], True
+    question = state.conversation.turns[-2][1]
+    typed, files = state.asked or (question, ())
+    if with_files(files, typed) != question:  # an earlier question, after /load for example
+        typed, files = question, ()
+    state.draft, state.edited_files, state.replaces_last = typed, files, True
+    if files:
+        note(f"The question keeps {', '.join(map(str, files))}.")
 
 
 def _copy(argument: str, state: State) -> None:
@@ -254,7 +280,11 @@ _COMMANDS: dict[str, _Command] = {
     "/set": _Command("[NAME VALUE]", "show or set sampling parameters; default resets one", _set),
     "/schema": _Command("[FILE]", "show or set the JSON Schema of replies; off removes it", _schema),
     "/regenerate": _Command("", "replace the last reply by another one", _regenerate),
+    "/continue": _Command("", "continue the last reply, which was cut", _continue),
     "/edit": _Command("", "edit the last question and ask it again", _edit),
+    "/file": _Command(
+        "[PATH]", "list the attached text files, or attach one to the next question; off removes them", _file
+    ),
     "/clear": _Command("", "forget the conversation", _clear),
     "/save": _Command("FILE", "write the conversation to a file", _save),
     "/load": _Command("FILE", "continue the conversation of a file", _load),

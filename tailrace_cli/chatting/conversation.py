@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +50,23 @@ class Conversation:
             turns=tuple(self.turns),
         )
 
+    def continuation(self) -> Request:
+        """Return the request for the rest of the newest answer."""
+        return replace(self.request(""), continues=True)
+
     def add(self, prompt: str, reply: str) -> None:
         """Append a question and its answer."""
         self.turns += [("user", prompt), ("assistant", reply)]
 
-    def drop_oldest(self) -> bool:
-        """Remove the oldest question and its answer. Returns False if there is none."""
-        found = bool(self.turns)
-        del self.turns[:2]
+    def extend(self, text: str) -> None:
+        """Append text to the newest answer."""
+        self.turns[-1] = ("assistant", f"{self.last_reply}{text}")
+
+    def drop_oldest(self, *, num_kept: int = 0) -> bool:
+        """Remove the oldest question and its answer. Returns False if only `num_kept` messages are left."""
+        found = len(self.turns) > num_kept
+        if found:
+            del self.turns[:2]
         return found
 
     def drop_newest(self) -> None:

@@ -8,24 +8,23 @@ import contextlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from tailrace_cli.chatting import history
+from tailrace_cli.chatting.message_text import CONTINUATION, PROMPT, Complete, is_open, unquoted
 from tailrace_cli.errors import Failure
 from tailrace_cli.output import is_terminal
 
-QUOTES = '"""'
-PROMPT, CONTINUATION = "> ", ". "
-# Returns the words that may replace the last word of a line.
-Complete = Callable[[str], Sequence[str]]
+# Values of TERM for terminals that interpret no escape sequences.
+_SIMPLE = ("dumb", "unknown")
 
 
 class Editor(Protocol):
     """Interface of a reader of messages."""
 
     can_edit: bool  # whether `read` accepts a text to edit
+    reads_keys: bool  # whether `read` receives every key itself; otherwise the terminal collects lines
 
     def read(self, default: str = "") -> str:
         """Return the next message, without its quotation marks and surrounding spaces; empty for an empty line.
@@ -48,7 +47,7 @@ def make_editor(complete: Complete, *, keeps_history: bool) -> Editor:
     """
     if not is_terminal(sys.stdin):
         return LineEditor()
-    is_capable = is_terminal(sys.stdout) and os.environ.get("TERM", "dumb") != "dumb"
+    is_capable = is_terminal(sys.stdout) and (os.environ.get("TERM") or _SIMPLE[0]) not in _SIMPLE
     path = history.history_file(is_wanted=keeps_history)
     if is_capable and importlib.util.find_spec("prompt_toolkit") is not None:
         from tailrace_cli.chatting.full_editor import FullEditor
@@ -59,24 +58,11 @@ def make_editor(complete: Complete, *, keeps_history: bool) -> Editor:
     return LineEditor()
 
 
-def unquoted(text: str) -> str:
-    """Return a message without its quotation marks and surrounding spaces."""
-    text = text.strip()
-    if text.startswith(QUOTES):
-        text = text.removeprefix(QUOTES).removesuffix(QUOTES).strip()
-    return text
-
-
-def is_open(text: str) -> bool:
-    """Return True if the message begins with three quotation marks and does not end with them yet."""
-    text = text.strip()
-    return text.startswith(QUOTES) and not (len(text) >= 2 * len(QUOTES) and text.endswith(QUOTES))
-
-
 class LineEditor:
     """Reads messages line by line, without editing."""
 
     can_edit = False
+    reads_keys = False
 
     def read(self, default: str = "") -> str:
         """Return the next message; see Editor. `default` is not used."""
@@ -116,6 +102,7 @@ class ReadlineEditor(LineEditor):
         self._readline = readline
         self._complete = complete
         self._path = path
+        self.reads_keys = is_terminal(sys.stdout)  # Python uses readline only if both are terminals
         readline.set_completer(self._completion)
         readline.set_completer_delims(" \t\n")
         readline.parse_and_bind("tab: complete")

@@ -9,9 +9,11 @@ from prompt_toolkit.completion import CompleteEvent, Completer, Completion
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.output import create_output
+from prompt_toolkit.output.vt100 import Vt100_Output
 from prompt_toolkit.shortcuts import CompleteStyle
 
-from tailrace_cli.chatting.editor import CONTINUATION, PROMPT, Complete, is_open, unquoted
+from tailrace_cli.chatting.message_text import CONTINUATION, PROMPT, Complete, is_open, unquoted
 
 # Longest question that the history keeps, in characters.
 _MAX_KEPT = 100_000
@@ -21,9 +23,15 @@ class FullEditor:
     """Edits messages of several lines; see Editor."""
 
     can_edit = True
+    reads_keys = True
 
     def __init__(self, complete: Complete, path: Path | None) -> None:
         """Prepare the editor. `path`: the history file; None: the history ends with the process."""
+        output = create_output()
+        if isinstance(output, Vt100_Output):
+            # Only menus and toolbars below the text, which this editor does not have, need the cursor's position. Not
+            # every terminal reports it, and prompt_toolkit warns about those.
+            output.enable_cpr = False
         self._session: PromptSession[str] = PromptSession(
             PROMPT,
             multiline=True,
@@ -35,6 +43,7 @@ class FullEditor:
             enable_open_in_editor=True,
             tempfile_suffix=".md",
             key_bindings=_keys(),
+            output=output,
         )
 
     def read(self, default: str = "") -> str:

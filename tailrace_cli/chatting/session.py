@@ -1,12 +1,15 @@
 """The command chat: a conversation in a terminal, or one question per line of the input."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 
 from tailrace_cli.chatting import commands
+from tailrace_cli.chatting.attachments import TextFile, with_files
 from tailrace_cli.chatting.conversation import Conversation
 from tailrace_cli.chatting.editor import Editor, make_editor
-from tailrace_cli.chatting.keyboard import hidden_typing
+from tailrace_cli.chatting.keyboard import has_waiting_keys, hidden_typing, kept_keys
 from tailrace_cli.client import Client, ModelLine, ReplyStats, Request, served_name
 from tailrace_cli.display.replies import CHOSEN_LIMIT, print_reply, why_cut
 from tailrace_cli.errors import Failure, OutputFailure, Refusal, TooLong
@@ -42,7 +45,28 @@ def chat(client: Client, request: Request, *, is_plain: bool = False, keeps_hist
     editor = make_editor(lambda line: commands.completions(line, state), keeps_history=keeps_history)
     state.can_edit = editor.can_edit
     note(f"Talking to {name}. {_WELCOME}")
-    return _Session(state, editor, is_plain=is_plain).run()
+    with kept_keys() if editor.reads_keys else nullcontext():
+        return _Session(state, editor, is_plain=is_plain).run()
+
+
+@dataclass
+class _Reply:
+    """A reply of one chat.
+
+    Attributes:
+        stats: Its token counts and times.
+        pieces: The pieces of its answer.
+        num_dropped: Number of messages that were removed from the conversation for it.
+    """
+
+    stats: ReplyStats = field(default_factory=ReplyStats)
+    pieces: list[str] = field(default_factory=list)
+    num_dropped: int = 0
+
+    @property
+    def text(self) -> str:
+        """The answer."""
+        return "".join(self.pieces)
 
 
 class _Session:
@@ -80,102 +104,151 @@ class _Session:
 
     def _handle(self, message: str) -> None:
         """Run a command, or answer a question."""
-        replaces_last, self._state.replaces_last = self._state.replaces_last, False
+        state = self._state
+        replaces_last, state.replaces_last = state.replaces_last, False
         if not commands.is_command(message):
-            self._answer(message, replaces_last=replaces_last)
+            files = (*(state.edited_files if replaces_last else ()), *state.files)
+            self._answer(message, files, replaces_last=replaces_last)
             return
         try:
-            commands.obey(message, self._state)
+            commands.obey(message, state)
         except OutputFailure:
             raise
         except (Failure, Refusal) as error:
             self._report(error)
-        if self._state.next_question:
-            question, self._state.next_question = self._state.next_question, ""
-            self._answer(question, replaces_last=True)
+        if state.next_question:
+            question, state.next_question = state.next_question, ""
+            self._regenerate(question)
+        if state.continues:
+            state.continues = False
+            self._continue()
 
     def _report(self, error: Exception) -> None:
         tell(str(error))
         if not self._is_terminal:
             self._code = 1
 
-    def _answer(self, question: str, *, replaces_last: bool) -> None:
+    def _answer(self, question: str, files: tuple[TextFile, ...], *, replaces_last: bool) -> None:
         """Print the reply to a question, and add both to the conversation.
 
-        The conversation does not change if the reply fails, or if Ctrl-C stops it before its first text.
+        The conversation does not change if the reply fails, or if Ctrl-C stops it before its first text. Question and
+        files then belong to the next message.
 
         Args:
             question: The message.
+            files: The files that are attached to it.
             replaces_last: Whether the question replaces the newest one.
         """
-        conversation, stats, pieces = self._state.conversation, ReplyStats(), list[str]()
-        kept = list(conversation.turns)
+        state, prompt = self._state, with_files(files, question)
+        if self._ask(prompt, replaces_last=replaces_last):
+            state.asked, state.files = (question, files), ()
+            return
+        state.files = files
+        self._return(question)
+
+    def _regenerate(self, prompt: str) -> None:
+        """Replace the newest question and its answer by the same question and another answer."""
+        if not self._ask(prompt, replaces_last=True):
+            self._return(prompt)
+
+    def _ask(self, prompt: str, *, replaces_last: bool) -> bool:
+        """Print a reply and add it to the conversation. Returns False if there is none: nothing changes then."""
+        conversation, kept = self._state.conversation, list(self._state.conversation.turns)
         if replaces_last:
             conversation.drop_newest()
+        reply = self._reply(lambda: conversation.request(prompt))
+        if reply is None:
+            conversation.turns = kept
+            return False
+        conversation.add(prompt, reply.text)
+        self._comment(reply)
+        return True
+
+    def _continue(self) -> None:
+        """Print the rest of the newest answer, and append it there. Nothing changes if there is none."""
+        conversation, kept = self._state.conversation, list(self._state.conversation.turns)
+        reply = self._reply(conversation.continuation, num_kept=2, earlier=conversation.last_reply)
+        if reply is None:
+            conversation.turns = kept
+            return
+        conversation.extend(reply.text)
+        self._comment(reply)
+
+    def _return(self, question: str) -> None:
+        """Put a question without an answer back into the editor.
+
+        A long one is in the history only, and so is one after which more was typed, which would otherwise be joined to it.
+        """
+        if len(question) <= _MAX_DRAFT and not has_waiting_keys():
+            self._state.draft = question
+        elif self._editor.can_edit:
+            note("(Arrow up brings the question back.)")
+        if self._state.files:
+            note(f"(Still attached: {', '.join(map(str, self._state.files))}. /file off removes it.)")
+
+    def _reply(self, request: Callable[[], Request], *, num_kept: int = 0, earlier: str = "") -> "_Reply | None":
+        """Print a reply. Returns None if it failed, or if Ctrl-C stopped it before its first text.
+
+        Args:
+            request: Returns the request for the conversation at that time.
+            num_kept: Number of newest messages that are not removed for a conversation that is too long.
+            earlier: The beginning of the answer that the reply continues.
+        """
+        reply = _Reply()
         try:
             with hidden_typing():
-                num_dropped = self._ask(question, stats, pieces)
+                self._print(request, reply, num_kept=num_kept, earlier=earlier)
         except OutputFailure:
             raise
         except (Failure, Refusal) as error:
             self._report(error)
-            conversation.turns = kept
-            self._return(question)
-            return
+            return None
         except KeyboardInterrupt:
             if not self._is_terminal:
                 raise
-            self._was_interrupted, num_dropped = True, 0
-            note(
-                "(Stopped. The conversation keeps the text so far.)" if pieces else "(Stopped before the reply began.)"
-            )
-            if not pieces:
-                conversation.turns = kept
-                self._return(question)
-                return
-        conversation.add(question, "".join(pieces))
-        self._state.last_stats = stats
-        self._state.total_tokens += stats.completion_tokens
-        self._comment(stats, num_dropped)
+            self._was_interrupted = True
+            kept = "(Stopped. The conversation keeps the text so far.)"
+            note(kept if reply.pieces else "(Stopped before the reply began.)")
+            if not reply.pieces:
+                return None
+        return reply
 
-    def _return(self, question: str) -> None:
-        """Put a question without an answer back into the editor. A long one is in the history only."""
-        if len(question) <= _MAX_DRAFT:
-            self._state.draft = question
-        elif self._editor.can_edit:
-            note("(Arrow up brings the question back.)")
-
-    def _ask(self, question: str, stats: ReplyStats, pieces: list[str]) -> int:
+    def _print(self, request: Callable[[], Request], reply: "_Reply", *, num_kept: int, earlier: str) -> None:
         """Print the reply. While the conversation exceeds the model's window, remove its oldest messages.
 
-        Returns:
-            The number of removed messages.
-
         Raises:
-            TooLong: The question alone exceeds the window.
+            TooLong: The messages that are not removed exceed the window.
         """
-        num_dropped = 0
-        conversation = self._state.conversation
+        state = self._state
         while True:
             try:
-                print_reply(self._state.client, conversation.request(question), stats, pieces, is_plain=self._is_plain)
-                return num_dropped
+                print_reply(
+                    state.client, request(), reply.stats, reply.pieces, is_plain=self._is_plain, earlier=earlier
+                )
+                return
             except TooLong:
-                if not conversation.drop_oldest():
+                if not state.conversation.drop_oldest(num_kept=num_kept):
                     raise
-                num_dropped += 2
+                reply.num_dropped += 2
 
-    def _comment(self, stats: ReplyStats, num_dropped: int) -> None:
+    def _comment(self, reply: "_Reply") -> None:
         """Write the notes after a reply: token counts, remaining context, and whether text or messages were cut."""
-        if num_dropped:
-            note(f"(The oldest {num_dropped} messages no longer fit into the model's context, and are forgotten.)")
+        state, stats = self._state, reply.stats
+        state.last_stats = stats
+        state.total_tokens += stats.completion_tokens
+        if reply.num_dropped:
+            note(
+                f"(The oldest {reply.num_dropped} messages no longer fit into the model's context, and are forgotten.)"
+            )
         if stats.completion_tokens:
             note(" · ".join([str(stats), *self._room(stats)]))
-        if cut := why_cut(stats, self._state.conversation.request("")):
-            note(f"({cut} /set max_tokens changes the limit.)" if CHOSEN_LIMIT in cut else f"({cut})")
+        if cut := why_cut(stats, state.conversation.request("")):
+            steps = ["/continue continues it"] if reply.pieces and state.conversation.schema is None else []
+            steps += ["/set max_tokens changes the limit"] if CHOSEN_LIMIT in cut else []
+            note(f"({cut} {', and '.join(steps)}.)" if steps else f"({cut})")
 
     def _room(self, stats: ReplyStats) -> Sequence[str]:
-        """Return how many tokens of the model's context are left for the next question; empty if unknown."""
+        """Return a line about the tokens of the model's context that the next question may use; empty if unknown."""
         model: ModelLine | None = next(
             (each for each in self._state.models if each.name == self._state.conversation.model), None
         )

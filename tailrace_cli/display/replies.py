@@ -49,7 +49,7 @@ def why_cut(stats: ReplyStats, request: Request) -> str:
 
 
 def print_reply(
-    client: Client, request: Request, stats: ReplyStats, pieces: list[str], *, is_plain: bool = False
+    client: Client, request: Request, stats: ReplyStats, pieces: list[str], *, is_plain: bool = False, earlier: str = ""
 ) -> None:
     """Print a reply while it is generated.
 
@@ -59,8 +59,9 @@ def print_reply(
         stats: Receives the token counts, the times and the finish reason.
         pieces: Receives the answer's text, also if an error or Ctrl-C ends the reply early.
         is_plain: True for a terminal too: the text without styles.
+        earlier: The beginning of the answer, which is on the screen already. It determines the styles of the rest.
     """
-    screen = _Screen(is_plain=is_plain)
+    screen = _Screen(is_plain=is_plain, earlier=earlier)
     stream = client.stream(request, stats)
     waiting = _Waiting()
     try:
@@ -86,10 +87,12 @@ class _Screen:
     Only a terminal shows the model's thoughts: dim and before the answer.
     """
 
-    def __init__(self, *, is_plain: bool) -> None:
+    def __init__(self, *, is_plain: bool, earlier: str) -> None:
         self._is_terminal = is_terminal(sys.stdout)
         self._has_colours = self._is_terminal and has_colours(sys.stdout)
         self._styler = MarkdownStyler() if self._has_colours and not is_plain else None
+        if self._styler is not None:
+            self._styler.feed(without_controls(earlier))
         self._is_thinking = False
         self._column_text = ""  # the text that was written last
 

@@ -86,7 +86,7 @@ def _settings_and_entries() -> Finding | tuple[Any, Any]:
     if not has_server():
         return MISSING_SERVER
     from inference_server.serving.model_names import configured_entries
-    from inference_server.settings import Settings
+    from inference_server.settings.server import Settings
 
     try:
         server = Settings.from_environment()
@@ -171,7 +171,7 @@ def _server_settings() -> Iterator[Finding]:
     if not has_server():
         yield MISSING_SERVER
         return
-    from inference_server.settings import Settings
+    from inference_server.settings.server import Settings
 
     try:
         server = Settings.from_environment()
@@ -194,7 +194,7 @@ def _bridge_settings() -> Iterator[Finding]:
     if not has_bridge():
         yield MISSING_BRIDGE
         return
-    from http_bridge.settings import Settings
+    from http_bridge.settings.bridge import Settings
 
     try:
         Settings.from_environment()

@@ -12,7 +12,7 @@ from tailrace_shared.config_errors import ConfigurationError
 if TYPE_CHECKING:
     from inference_server.engine.spec import EngineKey
     from inference_server.serving.catalog import CatalogEntry
-    from inference_server.settings import Settings
+    from inference_server.settings.server import Settings
 
 _LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _GIB = 2**30

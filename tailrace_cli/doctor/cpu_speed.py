@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from inference_server.cpu.linear.integer_weights import Int4, Int8
     from inference_server.kernels.isa.instruction_set import InstructionSet
     from inference_server.serving.catalog import CatalogEntry
-    from inference_server.settings import Settings
+    from inference_server.settings.server import Settings
 
 WIDTH = 4096  # inputs and outputs of the layer
 # Bytes of all copies of the layer together, more than a CPU's caches hold: a model's forward pass also reads its
@@ -71,7 +71,7 @@ def speed(entries: "Sequence[CatalogEntry]", settings: "Settings") -> Iterator[F
 def measure(isa: "InstructionSet | None") -> Times:
     """Return the times of a layer's products with the kernels of an instruction set, or with torch's operations.
 
-    Each product reads another copy of the layer, so that the weights come from memory. A time is that of the fastest
+    Each product reads a different copy of the layer, so that the weights come from memory. A time is that of the fastest
     product.
     """
     times: Times = {}

@@ -1,6 +1,6 @@
 """Checks of the GPU: its properties, Triton, and how each model of the catalog runs on it.
 
-Without a GPU, the report has one line about it.
+Without a GPU, the report has a single line, which states this.
 """
 
 import re
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from inference_server.engine.spec import EngineKey
     from inference_server.gpu.memory import EngineDemand
     from inference_server.serving.catalog import CatalogEntry
-    from inference_server.settings import Settings
+    from inference_server.settings.server import Settings
 
 _GIB = 2**30
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")

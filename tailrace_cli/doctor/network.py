@@ -65,7 +65,8 @@ def stack(url: str | None, token: str, account: str = "") -> Iterator[Finding]:
         yield Finding(False, f"another program answers at {url}", advice)
         return
     if status != 200:
-        yield Finding(False, f"{url}: {answer.get('reason', status)}", "The server's log has the details.")
+        advice = "The server's log has the details. Without a server, start one: python -m inference_server."
+        yield Finding(False, f"{url}: {answer.get('reason', status)}", advice)
         return
     yield Finding(True, f"the bridge at {url} is ready")
     yield _token_finding(url, token, account)

@@ -112,7 +112,7 @@ def check_models() -> None:
         Failure: A name or a setting is wrong.
     """
     from inference_server.serving.model_names import configured_entries
-    from inference_server.settings import Settings
+    from inference_server.settings.server import Settings
 
     try:
         configured_entries(Settings.from_environment())

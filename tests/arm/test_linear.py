@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.panel_layers import FORMATS, INPUTS, Layer, layer
+from tests.support.kernels.panel_layers import FORMATS, INPUTS, Layer, layer
 
 ROWS = [1, 3, 8, 13, 33]
 EVERY_FORMAT = pytest.mark.parametrize("name", FORMATS)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.instruction_counts import Loop, compiled_loops, loops, per_weight
+from benchmarks.kernels.instruction_counts import Loop, compiled_loops, loops, per_weight
 from inference_server.kernels.isa.neon_dotprod import NeonDotprod
 
 ASSEMBLY = """int8_2x1:

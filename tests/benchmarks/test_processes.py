@@ -31,25 +31,28 @@ def child(tmp_path):
 
 def wait_for_descendant(child):
     deadline = time.monotonic() + 10
-    while len(tree(child.pid)) < 2 and time.monotonic() < deadline:
+    while len(tree(child.pid)) < 2:
+        assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def grows(child):
-    """Return True if the child's processes use CPU time within 0.3 s."""
-    before = cpu_seconds(child.pid)
-    time.sleep(0.3)
-    return cpu_seconds(child.pid) > before
+def grows(child, *, within_seconds):
+    """Return True as soon as the child's processes have used CPU time, or False if they use none in that time."""
+    before, deadline = cpu_seconds(child.pid), time.monotonic() + within_seconds
+    while time.monotonic() < deadline:
+        time.sleep(0.02)
+        if cpu_seconds(child.pid) > before:
+            return True
+    return False
 
 
 def test_a_paused_child_and_its_descendants_use_no_cpu_time_until_they_are_resumed(child):
     wait_for_descendant(child)
-    assert grows(child)
+    assert grows(child, within_seconds=10)
     child.pause()
-    time.sleep(0.05)  # a running process stops at its next interrupt
-    assert not grows(child)
+    assert not grows(child, within_seconds=0.3)
     child.resume()
-    assert grows(child)
+    assert grows(child, within_seconds=10)
 
 
 def test_a_paused_child_can_be_stopped_with_its_descendants(child):
@@ -58,7 +61,7 @@ def test_a_paused_child_can_be_stopped_with_its_descendants(child):
     child.pause()
     start = time.monotonic()
     child.stop()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 10  # without the time that a running process gets to end by itself
     psutil.wait_procs(processes, timeout=5)
     assert not any(process.is_running() for process in processes)
 

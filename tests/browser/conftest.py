@@ -9,9 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.browser.chat import DESKTOP
-from tests.e2e.stack import Stack, stack
-
-__all__ = ["stack"]
+from tests.e2e.stack import Stack, short_catalog
 
 _ARGUMENTS = [
     "--no-sandbox",
@@ -24,7 +22,19 @@ _ARGUMENTS = [
     "--disable-sync",
 ]
 _TIMEOUT_MILLISECONDS = 20_000
+# Long enough to stop a reply in the middle, also while the browser is slow. Other tests limit their replies themselves.
+_SEQUENCE_LENGTH = 512
 expect.set_options(timeout=_TIMEOUT_MILLISECONDS)
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    stack = Stack(tmp_path_factory.mktemp("stack"), short_catalog(_SEQUENCE_LENGTH))
+    try:
+        stack.start()
+        yield stack
+    finally:
+        stack.stop()
 
 
 @pytest.fixture(scope="session")

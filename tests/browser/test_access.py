@@ -4,7 +4,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
-from tests.browser.chat import DESKTOP, PHONE, answer_text, ask, box, questions, replies, say
+from tests.browser.chat import DESKTOP, PHONE, answer_text, answer_without_end, ask, box, questions, replies, say
 from tests.browser.test_markdown import REPLY
 
 pytestmark = pytest.mark.browser
@@ -36,6 +36,7 @@ def test_axe_finds_nothing_serious(playground, scheme, size):
 def test_axe_finds_nothing_serious_in_the_views_of_a_phone(playground, view):
     playground.set_viewport_size(PHONE)
     playground.reload()
+    expect(playground.get_by_role("status")).to_have_text("Ready.")
     if view == "list":
         playground.get_by_role("button", name="Chats").click()
     elif view == "dialog":
@@ -112,7 +113,8 @@ def test_a_screen_reader_hears_the_state_and_not_each_token(playground):
 @pytest.mark.parametrize(("motion", "animation"), [("reduce", "none"), ("no-preference", "blink")])
 def test_the_cursor_blinks_only_where_motion_is_welcome(playground, motion, animation):
     playground.emulate_media(reduced_motion=motion)
-    say(playground, "Write a very long story.", max_tokens=1000)
+    answer_without_end(playground, "Once upon a time")
+    say(playground, "Write a very long story.")
     expect(replies(playground).locator(".running .markdown")).not_to_be_empty()
     name = "getComputedStyle(document.querySelector('.running .markdown > :last-child'), '::after').animationName"
     assert playground.evaluate(name) == animation

@@ -9,6 +9,7 @@ from tests.browser.chat import (
     DESKTOP,
     RUN,
     answer_with,
+    answer_without_end,
     ask,
     box,
     done,
@@ -18,6 +19,7 @@ from tests.browser.chat import (
     say,
     sent_messages,
     setting,
+    until_stored,
 )
 
 pytestmark = pytest.mark.browser
@@ -40,6 +42,7 @@ def ready(page: Page) -> None:
 def test_a_conversation_survives_a_reload_and_goes_on(playground):
     ask(playground, "one")
     reply = replies(playground).locator(".markdown").inner_text()
+    until_stored(playground, "one")
     playground.reload()
     ready(playground)
     expect(questions(playground)).to_have_text(["one"])
@@ -48,8 +51,10 @@ def test_a_conversation_survives_a_reload_and_goes_on(playground):
 
 
 def test_a_reload_during_a_reply_keeps_what_had_arrived(playground):
-    say(playground, "Write a very long story.", max_tokens=1000)
+    answer_without_end(playground, "Once upon a time")
+    say(playground, "Write a very long story.")
     expect(replies(playground).locator(".markdown")).not_to_be_empty()
+    until_stored(playground, "")  # a reply that has not ended
     playground.reload()
     ready(playground)
     expect(replies(playground).locator(".figures")).to_contain_text("The page was closed during the reply")
@@ -82,6 +87,7 @@ def test_a_conversation_is_renamed(playground):
     playground.get_by_role("button", name="Rename one").click()
     playground.get_by_label("Title").fill("Another title")
     playground.get_by_label("Title").press("Enter")
+    until_stored(playground, "Another title")
     playground.reload()
     expect(kept(playground)).to_have_text(["Another title"])
 
@@ -130,6 +136,7 @@ def test_two_tabs_show_the_same_conversations(playground):
     other = playground.context.new_page()
     other.goto(playground.url)
     ready(other)
+    expect(questions(other)).to_have_text(["one"])
     ask(other, "two")
     expect(questions(playground)).to_have_text(["one", "two"])
     other.get_by_role("button", name="Delete one").click()
@@ -141,6 +148,7 @@ def test_two_tabs_that_write_at_once_lose_nothing(playground):
     other = playground.context.new_page()
     other.goto(playground.url)
     ready(other)
+    expect(questions(other)).to_have_text(["one"])
     held: list[Route] = []
     playground.route(RUN, lambda route: held.append(route))
     say(playground, "left")
@@ -150,6 +158,7 @@ def test_two_tabs_that_write_at_once_lose_nothing(playground):
     done(playground)
     for page in (playground, other):
         expect(questions(page)).to_have_text(["one", "left", "right"])
+    until_stored(other, "one")
     other.reload()
     ready(other)
     expect(questions(other)).to_have_text(["one", "left", "right"])
@@ -162,8 +171,10 @@ def test_a_refused_question_leaves_nothing_behind(playground):
     refuse(playground, 400, 5006, "Bad input", times=1)
     say(playground, "two")
     expect(playground.get_by_role("alert")).to_contain_text("Bad input")
+    until_stored(playground, "one")
     playground.reload()
     ready(playground)
+    expect(questions(playground)).to_have_text(["one"])
     ask(playground, "three")
     expect(playground.locator(".versions")).to_have_count(0)
 
@@ -180,10 +191,12 @@ def test_without_storage_the_page_says_so_and_answers(browser, stack):
 
 
 def test_a_stopped_reply_of_a_deleted_conversation_stays_deleted(playground):
-    say(playground, "Write a very long story.", max_tokens=1000)
+    answer_without_end(playground, "Once upon a time")
+    say(playground, "Write a very long story.")
     expect(replies(playground).locator(".markdown")).not_to_be_empty()
     playground.get_by_role("button", name="Delete Write").click()
     done(playground)
+    until_stored(playground)
     playground.reload()
     ready(playground)
     expect(kept(playground)).to_have_count(0)

@@ -9,9 +9,11 @@ from tests.browser.chat import (
     RUN,
     answer_text,
     answer_with,
+    answer_without_end,
     ask,
     box,
     done,
+    drawn,
     questions,
     refuse,
     replies,
@@ -59,7 +61,7 @@ def test_the_whole_conversation_and_the_system_prompt_are_sent(playground):
 
 
 def test_stop_ends_the_run_on_the_server_too(playground, stack):
-    before = len(stack.runs())
+    before = len(stack.settled_runs())
     say(playground, STORY, max_tokens=1000)
     expect(replies(playground).locator(".markdown")).not_to_be_empty()
     expect(playground.get_by_role("status")).to_have_text("Writing…")
@@ -70,7 +72,7 @@ def test_stop_ends_the_run_on_the_server_too(playground, stack):
 
 
 def test_escape_stops_enter_sends_and_shift_enter_makes_a_line(playground):
-    setting(playground, "Longest reply", "1000")
+    answer_without_end(playground, "Once upon a time")
     box(playground).fill(STORY)
     box(playground).press("Shift+Enter")
     playground.keyboard.type("Begin.")
@@ -82,13 +84,14 @@ def test_escape_stops_enter_sends_and_shift_enter_makes_a_line(playground):
 
 
 def test_new_chat_during_a_reply_stops_it_and_forgets_it(playground, stack):
-    before = len(stack.runs())
+    before = len(stack.settled_runs())
     say(playground, STORY, max_tokens=1000)
     expect(replies(playground).locator(".markdown")).not_to_be_empty()
     playground.get_by_role("button", name="New chat").click()
     expect(replies(playground)).to_have_count(0)
     assert sent_messages(playground, "hi") == [{"role": "user", "content": "hi"}]
-    assert stack.wait_for_runs(before + 1, timeout_seconds=10)[before].outcome == "cancelled"
+    runs = stack.wait_for_runs(before + 2, timeout_seconds=10)[before:]
+    assert sorted(run.outcome for run in runs) == ["cancelled", "completed"]
 
 
 def test_regenerate_keeps_the_earlier_reply_as_a_version(playground):
@@ -118,7 +121,7 @@ def test_an_edited_question_begins_a_branch(playground):
 
 
 def test_two_models_answer_side_by_side_and_one_is_kept(playground):
-    second = playground.get_by_label("Second model").locator("option").nth(1).inner_text()
+    second = playground.get_by_label("Second model").locator("option").nth(1).get_attribute("value")
     playground.get_by_label("Second model").select_option(index=1)
     ask(playground, "Name a river.")
     columns = replies(playground).locator(".reply")
@@ -269,6 +272,7 @@ def test_the_view_follows_the_reply_unless_the_reader_scrolled_up(playground):
     scroller.evaluate("box => { box.scrollTop = 100; }")
     expect(playground.get_by_role("button", name="To the end")).to_be_visible()
     setting(playground, "Seed", "5")
+    drawn(playground)
     assert scroller.evaluate("box => box.scrollTop") == 100
     ask(playground, "again")
     assert scroller.evaluate(distance) < 48

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from inference_server.settings import DEFAULT_CATALOG
+from inference_server.settings.models import DEFAULT_CATALOG
 from tests.clients.node_programs import install
 from tests.e2e.stack import OTHER_SERVER, Stack
 from tests.support.processes import free_address

@@ -12,7 +12,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from http_bridge.protocol.schemas import Inputs
-from http_bridge.routes import description as describe
+from http_bridge.routes.table import description as describe
 from tests.clients.conftest import generated
 from tests.e2e.stack import Stack
 from tests.support.servers import MODEL, write_catalog
@@ -63,7 +63,9 @@ def ask(case: schemathesis.Case, stack: Stack, model: str) -> None:
 @description.parametrize()
 @settings(max_examples=MANY, deadline=None, suppress_health_check=PATIENT, derandomize=True)
 @pytest.mark.timeout(600)
-def test_over_an_instant_model(case: schemathesis.Case, instant: Stack) -> None:
+def test_a_generated_request_to_an_instant_model_gets_a_described_answer(
+    case: schemathesis.Case, instant: Stack
+) -> None:
     ask(case, instant, MODEL)
 
 
@@ -71,7 +73,9 @@ def test_over_an_instant_model(case: schemathesis.Case, instant: Stack) -> None:
 @description.parametrize()
 @settings(max_examples=FEW, deadline=None, suppress_health_check=PATIENT, derandomize=True, phases=[Phase.generate])
 @pytest.mark.timeout(600)
-def test_over_the_default_model(case: schemathesis.Case, stack: Stack) -> None:
+def test_a_generated_request_to_the_default_model_gets_a_described_answer(
+    case: schemathesis.Case, stack: Stack
+) -> None:
     if isinstance(case.body, dict):
         for fields in (case.body, case.body.get("input"), case.body.get("inputs")):
             if isinstance(fields, dict):

@@ -21,7 +21,7 @@ def run(programs, *arguments):
     return json.loads(done.stdout)
 
 
-def test_cloudflares_typescript_sdk(programs, api):
+def test_cloudflares_typescript_sdk_runs_streams_and_lists(programs, api):
     found = run(programs, "cloudflare.mjs", api, ACCOUNT, MODEL)
     assert "Tokyo" in found["whole"] and found["text"] == found["whole"] and found["isDone"]
     assert found["refused"] == {"status": 400, "code": 5007}
@@ -29,7 +29,7 @@ def test_cloudflares_typescript_sdk(programs, api):
 
 
 @pytest.mark.parametrize("base", ["account", "v1"])
-def test_openais_node_sdk(programs, api, stack, base):
+def test_openais_node_sdk_chats_streams_and_lists(programs, api, stack, base):
     url = f"{api}/accounts/{ACCOUNT}/ai/v1" if base == "account" else f"http://{stack.http_address}/v1"
     found = run(programs, "openai.mjs", url, MODEL)
     assert "Tokyo" in found["whole"] and found["text"] == found["whole"]
@@ -38,7 +38,7 @@ def test_openais_node_sdk(programs, api, stack, base):
     assert MODEL in found["models"]
 
 
-def test_vercels_ai_sdk_with_cloudflares_provider(programs, commenting_bridge):
+def test_vercels_ai_sdk_runs_with_cloudflares_provider(programs, commenting_bridge):
     found = run(programs, "workers-ai-provider.mjs", f"{commenting_bridge}/client/v4", ACCOUNT, MODEL)
     assert "Tokyo" in found["whole"] and found["text"] == found["whole"]
     assert found["tokens"] == found["streamTokens"] > 0

@@ -24,7 +24,7 @@ def run(python):
     return lambda program, url: python_programs.run(python, program, url, MODEL)
 
 
-def test_langchain_with_openais_api(run, commenting_bridge):
+def test_langchain_runs_over_openais_api(run, commenting_bridge):
     found = run("langchain_openai_client.py", f"{commenting_bridge}/v1")
     assert "Tokyo" in found["whole"] and "Tokyo" in found["text"]
     assert found["finish"] == "stop" and found["usage"]["output_tokens"] > 0
@@ -34,7 +34,7 @@ def test_langchain_with_openais_api(run, commenting_bridge):
 
 
 @pytest.mark.parametrize("api", ["workers_ai", "openai_compatible"])
-def test_langchain_with_cloudflares_api(python, commenting_bridge, api):
+def test_langchain_runs_over_cloudflares_api(python, commenting_bridge, api):
     url = f"{commenting_bridge}/client/v4"
     found = python_programs.run(python, "langchain_cloudflare_client.py", url, MODEL, ACCOUNT, api)
     assert "Tokyo" in found["whole"] and found["text"] == found["whole"]
@@ -43,19 +43,19 @@ def test_langchain_with_cloudflares_api(python, commenting_bridge, api):
     assert found["calls"] == ([CALL, CALL] if api == "workers_ai" else [CALL])
 
 
-def test_pydantic_ai(run, commenting_bridge):
+def test_pydantic_ai_streams_fills_models_and_calls_tools(run, commenting_bridge):
     found = run("pydantic_ai_client.py", f"{commenting_bridge}/v1")
     assert "Tokyo" in found["whole"] and found["text"] == found["whole"] and found["tokens"] > 0
     assert len(found["structured"]) == 3 and all(found["structured"]) and found["answer"]
 
 
-def test_instructor(run, commenting_bridge):
+def test_instructor_fills_models_in_both_modes(run, commenting_bridge):
     found = run("instructor_client.py", f"{commenting_bridge}/v1")
     assert set(found) == {"TOOLS", "JSON_SCHEMA"}
     assert all(whole and whole == partial for whole, partial in found.values())
 
 
-def test_litellm_with_both_providers(run, commenting_bridge):
+def test_litellm_runs_with_both_providers(run, commenting_bridge):
     found = run("litellm_client.py", commenting_bridge)
     for provider in ("openai", "cloudflare"):
         assert "Tokyo" in found[provider]["whole"] and found[provider]["text"] == found[provider]["whole"]

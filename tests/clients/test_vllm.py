@@ -104,7 +104,7 @@ def test_a_temperature_above_2_is_refused_with_a_reason(stub):
 
 
 def test_a_caller_that_cancels_frees_its_slot(stack, stub):
-    num_runs = len(stack.runs())
+    num_runs = len(stack.settled_runs())
     calls = [stub.Run(asked("Write a long story", max_tokens=1500)) for _ in range(8)]
     for call in calls:
         assert next(call).HasField("started")

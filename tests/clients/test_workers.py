@@ -76,7 +76,7 @@ def test_the_announcements_worker_runs_unmodified(examples, commenting_bridge, t
         assert len(text) > 10
 
 
-def test_a_worker_with_vercels_ai_sdk_over_its_binding(examples, programs, commenting_bridge):
+def test_a_worker_runs_vercels_ai_sdk_over_its_binding(examples, programs, commenting_bridge):
     result = bundle(examples, "worker-ai-sdk.js", programs)
     with worker(examples, commenting_bridge, ["node", "run-workerd.mjs", result]) as url:
         assert "Tokyo" in requests.get(url, timeout=60).text

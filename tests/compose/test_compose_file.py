@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-import http_bridge.settings
-import inference_server.settings
+from http_bridge.settings import bridge
+from inference_server.settings import server
 from tests.support.processes import ROOT
 
 # Inside a container these have fixed values.
@@ -21,7 +21,7 @@ FIXED = {
 
 @pytest.mark.parametrize(
     ("service", "settings"),
-    [("inference_server", inference_server.settings.Settings), ("http_bridge", http_bridge.settings.Settings)],
+    [("inference_server", server.Settings), ("http_bridge", bridge.Settings)],
 )
 def test_every_setting_of_the_environment_reaches_its_service(service, settings):
     text = (ROOT / "docker-compose.yml").read_text()

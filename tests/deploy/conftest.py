@@ -17,7 +17,7 @@ import grpc
 import pytest
 import yaml
 
-from inference_server.settings import DEFAULT_CATALOG
+from inference_server.settings.models import DEFAULT_CATALOG
 from tailrace.v1 import inference_pb2_grpc
 from tests.deploy.names import Names, name_server
 from tests.reliability.watch import metrics
@@ -102,7 +102,7 @@ async def replica(folder: Path, catalog: Path, address: str) -> AsyncIterator[Re
     metrics_address = free_address()
     settings = {"grpc_address": address, "metrics_address": metrics_address, "catalog": str(catalog)}
     settings |= {"max_running_seqs": "8", "stall_seconds": "1", "stall_exit_seconds": "600", "fault_file": str(fault)}
-    async with process("tests.reliability.faulty_server", **settings) as started:
+    async with process("tests.reliability.faults.faulty_server", **settings) as started:
         await started.line_with("ready after", seconds=110)
         yield Replica(started, address, metrics_address, fault)
 

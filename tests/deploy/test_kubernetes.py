@@ -6,9 +6,9 @@ import tomllib
 import pytest
 import yaml
 
-import http_bridge.settings
-import inference_server.settings
+from http_bridge.settings import bridge
 from inference_server.grpc_api.server import SERVICE
+from inference_server.settings import server
 from tests.deploy.manifests import (
     BASE,
     GPU,
@@ -27,7 +27,7 @@ from tests.deploy.manifests import (
 )
 from tests.support.processes import ROOT
 
-SETTINGS = {"inference-server": inference_server.settings.Settings, "http-bridge": http_bridge.settings.Settings}
+SETTINGS = {"inference-server": server.Settings, "http-bridge": bridge.Settings}
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 NAME = "app.kubernetes.io/name"
 
@@ -127,14 +127,14 @@ def test_every_setting_exists_and_has_a_valid_value(workload, service):
 def test_a_pod_gets_the_time_to_finish_the_longest_reply(workload, service):
     values = SETTINGS[service](**fields(workload))
     drain = values.shutdown_grace_seconds if service == "inference-server" else values.http_shutdown_grace_seconds
-    assert drain >= http_bridge.settings.Settings.model_fields["request_timeout_seconds"].default
+    assert drain >= bridge.Settings.model_fields["request_timeout_seconds"].default
     leaving = container(workload)["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod(workload)["terminationGracePeriodSeconds"] >= leaving + drain + 10
 
 
 def test_the_watchdog_may_act_before_the_kubelet(documents):
     probe = container(of_kind(documents, "Deployment")["inference-server"])["livenessProbe"]
-    exit_seconds = inference_server.settings.Settings.model_fields["stall_exit_seconds"].default
+    exit_seconds = server.Settings.model_fields["stall_exit_seconds"].default
     assert probe["periodSeconds"] * (probe["failureThreshold"] - 1) > exit_seconds
 
 

@@ -4,7 +4,7 @@ from inference_server.cpu.paths import predicted_path
 from inference_server.gpu.paths import has_fused_layers
 from inference_server.kernels.isa.choice import obstacle
 from inference_server.weights.architectures import reasons
-from tests.support.text_architectures import SERVED, small_config
+from tests.support.models.text_architectures import SERVED, small_config
 
 _CPU = {"all": "one kernel program", "decode": "kernel program; prompts by modules", "none": "modules"}
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from inference_server.serving.known_models import KnownModel, known_models
-from tailrace_shared import workers_ai
+from tailrace_shared.catalogue import workers_ai
 
 _RUNNERS = {"tailrace": "yes", "vllm": "with vLLM", "none": "no"}
 

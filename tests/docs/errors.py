@@ -23,7 +23,7 @@ WHEN = {
         6003,
     ): "invalid HTTP, or headers longer than `TAILRACE_MAX_HEADER_BYTES`; or the client stopped sending before the reply",
     (400, 7000): "no such route. 404 on OpenAI's routes",
-    (400, 8006): "profile `2026-strict`: `max_tokens` cut a forced tool call",
+    (400, 8006): "profile `2026-strict`: `max_tokens` or a time limit cut a forced tool call",
     (400, 9106): "no `Authorization` header, or a malformed one. 401 on OpenAI's routes",
     (401, 1000): "a wrong token, on the routes that verify one",
     (401, 10000): "a wrong token",

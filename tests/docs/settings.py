@@ -3,47 +3,19 @@
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-import http_bridge.settings
-import inference_server.settings
+from http_bridge.settings import bridge
+from inference_server.settings import server
+from tailrace_shared.settings_base import Group
 from tests.support.processes import ROOT
 
-_SERVICES: dict[str, Any] = {"server": inference_server.settings.Settings, "bridge": http_bridge.settings.Settings}
-# Title of each group, in the order of the page.
-GROUPS = {
-    "network": "Network",
-    "TLS and tokens": "TLS and tokens",
-    "models": "Models",
-    "scheduling": "Scheduling",
-    "cache": "Cache",
-    "limits": "Limits",
-    "batches": "Batches",
-    "timeouts": "Timeouts",
-    "observability": "Observability",
-    "compatibility": "Compatibility",
-    "testing": "Tests",
-}
-# Groups of fields that have none in their json_schema_extra.
-_FALLBACK = {
-    "network": "grpc_address grpc_health_address grpc_connection_age_seconds http_address allowed_hosts cors_origins "
-    "binding_address",
-    "TLS and tokens": "grpc_tls_cert grpc_tls_key grpc_tls_client_ca grpc_tokens_file grpc_tls_ca grpc_tls_client_cert "
-    "grpc_tls_client_key grpc_tls_server_name grpc_token api_tokens api_tokens_file",
-    "models": "catalog device int8_threshold batch_invariant raw_control_tokens",
-    "scheduling": "max_running_seqs max_waiting_seqs max_waiting_tokens max_account_seqs account_requests_per_minute "
-    "prefill_chunk_tokens prefill_idle_tokens",
-    "cache": "cache_dir kv_cache_tokens prefix_cache prefix_cache_tokens",
-    "limits": "max_message_bytes max_messages max_schema_depth max_body_bytes max_connections max_header_bytes",
-    "timeouts": "shutdown_grace_seconds write_timeout_seconds stall_seconds stall_exit_seconds header_timeout_seconds "
-    "body_timeout_seconds idle_timeout_seconds request_timeout_seconds http_shutdown_grace_seconds",
-    "observability": "metrics_address http_metrics_address log_level log_format",
-    "compatibility": "profile stream_padding",
-}
-_GROUP_OF = {name: group for group, names in _FALLBACK.items() for name in names.split()}
+_SERVICES: dict[str, Any] = {"server": server.Settings, "bridge": bridge.Settings}
+# Titles that differ from the group's name.
+_TITLES: dict[str, str] = {"testing": "Tests"}
 
 
 @dataclass
@@ -68,14 +40,15 @@ def tables() -> str:
     groups: dict[str, dict[str, Variable]] = defaultdict(dict)
     for service, settings in _SERVICES.items():
         for name, field in settings.model_fields.items():
-            variable = groups[group_of(name, field)].setdefault(name, Variable([], [], []))
+            variable = groups[_group_of(field)].setdefault(name, Variable([], [], []))
             variable.readers.append(service)
             default = _default(name, field)
             variable.defaults += [default] if default not in variable.defaults else []
             meaning = (field.description or "").rstrip(".")
             variable.meanings += [meaning] if meaning not in variable.meanings else []
     parts = []
-    for group, title in GROUPS.items():
+    for group in get_args(Group):
+        title = _TITLES.get(group, group[0].upper() + group[1:])
         rows = [variable.row(name) for name, variable in groups.pop(group).items()]
         parts.append(
             "\n".join([f"## {title}\n", "| variable | default | read by | meaning |", "|---|---|---|---|", *rows])
@@ -84,10 +57,9 @@ def tables() -> str:
     return "\n\n".join(parts)
 
 
-def group_of(name: str, field: FieldInfo) -> str:
-    """Return the group that the field itself names, or that of the mapping above."""
-    extra = field.json_schema_extra
-    return str(extra["group"]) if isinstance(extra, dict) and "group" in extra else _GROUP_OF[name]
+def _group_of(field: FieldInfo) -> str:
+    assert isinstance(field.json_schema_extra, dict)
+    return str(field.json_schema_extra["group"])
 
 
 def _default(name: str, field: FieldInfo) -> str:

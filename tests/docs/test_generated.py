@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.docs import errors, generate, settings
+from tests.docs import errors, generate
 from tests.support.processes import ROOT
 
 
@@ -15,13 +15,6 @@ def test_a_generated_section_is_up_to_date(name):
 
 def test_the_contract_lists_the_reasons_of_the_server():
     assert {reason for reason, _, _ in errors.contract()} == errors.reasons()
-
-
-def test_a_field_names_its_own_group():
-    class Field:
-        json_schema_extra = {"group": "cache"}
-
-    assert settings.group_of("http_address", Field()) == "cache"
 
 
 def test_every_setting_in_the_documents_exists():

@@ -27,13 +27,14 @@ MODELS = (
 )
 EMBEDDERS = ("@cf/baai/bge-small-en-v1.5", "@cf/sentence-transformers/all-minilm-l6-v2")
 # Long enough to cancel a reply in the middle, and short enough to wait for.
-SEQUENCE_LENGTH = 64
+SEQUENCE_LENGTH = 128
 _DEFAULT_CATALOG = ROOT / "inference_server" / "catalogs" / "default.toml"
 # Another inference server: a command that is started with the same settings (make test-vllm).
 OTHER_SERVER = shlex.split(os.environ.get("TAILRACE_TEST_SERVER", ""))
 # Converting the default model for the first time takes half a minute, loading it seconds. vLLM takes a minute for that.
 _START_SECONDS = 600 if OTHER_SERVER else 110
 _STOP_SECONDS = 20 if OTHER_SERVER else 10
+_RUN_ADMITTED = re.compile(r"server: admitted (?P<id>\S+) account ")
 _RUN_LOGGED = re.compile(r"server: run (?P<id>\S+) (?P<model>.+): (?P<outcome>\S+) after [\d.]+ s", re.MULTILINE)
 _SETTING = re.compile(r"TAILRACE_|(https?|all|no)_proxy$|MODEL$|WEB_ADDRESS$", re.IGNORECASE)
 
@@ -55,7 +56,7 @@ class Stack:
         self._server = list(server)
         self._folder = folder
         self._catalog = folder / "catalog.toml"
-        self._catalog.write_text(catalog or _short_catalog(_DEFAULT_CATALOG.read_text()))
+        self._catalog.write_text(catalog or short_catalog(SEQUENCE_LENGTH))
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.grpc_address, self.http_address, self.web_address = (free_address() for _ in range(3))
 
@@ -128,6 +129,21 @@ class Stack:
             time.sleep(0.02)
         return self.runs()
 
+    def settled_runs(self, *, timeout_seconds: float = 20.0) -> list[Run]:
+        """Wait until every run that got a slot has ended, those of earlier tests too. Returns the runs that have ended.
+
+        Raises AssertionError after the timeout.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        while running := self._admitted() - {run.request_id for run in self.runs()}:
+            assert time.monotonic() < deadline, f"still running: {running}"
+            time.sleep(0.02)
+        return self.runs()
+
+    def _admitted(self) -> set[str]:
+        """Return the ids of the runs that got a slot."""
+        return set(_RUN_ADMITTED.findall(self.log("inference_server")))
+
     def wait_until_answered(self, url: str) -> None:
         """Wait until the URL answers 200. Raises RuntimeError with the logs if a process ends or after a timeout."""
         deadline = time.monotonic() + _START_SECONDS
@@ -143,9 +159,10 @@ class Stack:
         return self._folder / f"{name.replace(':', '-')}.log"
 
 
-def _short_catalog(text: str) -> str:
-    text = re.sub(r'^precision = ".*"', 'precision = "float16"', text, flags=re.MULTILINE)
-    return re.sub(r"^sequence_length = .*", f"sequence_length = {SEQUENCE_LENGTH}", text, flags=re.MULTILINE)
+def short_catalog(sequence_length: int) -> str:
+    """Return the default catalog with 16-bit weights and replies of at most `sequence_length` tokens."""
+    text = re.sub(r'^precision = ".*"', 'precision = "float16"', _DEFAULT_CATALOG.read_text(), flags=re.MULTILINE)
+    return re.sub(r"^sequence_length = .*", f"sequence_length = {sequence_length}", text, flags=re.MULTILINE)
 
 
 def _is_answered(url: str) -> bool:

@@ -17,7 +17,9 @@ ENDLESS = {"prompt": "hello", "temperature": 0, "stream": True}
 @pytest.fixture
 async def running(tiny_model, tmp_path):
     catalog = write_catalog(tmp_path / "catalog.toml", tiny_model("llama-2"))
-    async with running_server(catalog, max_running_seqs=2, max_waiting_seqs=2, prefill_chunk_tokens=64) as running:
+    # Small chunks, so that a prompt of 2048 tokens is computed long enough to act meanwhile.
+    settings = {"max_running_seqs": 2, "max_waiting_seqs": 2, "prefill_chunk_tokens": 16, "prefill_idle_tokens": 16}
+    async with running_server(catalog, **settings) as running:
         yield running
 
 

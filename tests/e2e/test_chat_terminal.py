@@ -49,7 +49,7 @@ def test_a_question_is_typed_edited_answered_and_kept(chat, tmp_path):
 
 
 def test_ctrl_c_stops_the_reply_and_twice_ends_the_chat(chat, stack):
-    before = len(stack.runs())
+    before = len(stack.settled_runs())
     with chat() as terminal:
         terminal.until(PROMPT)
         terminal.send(f"{LONG}\r")

@@ -79,7 +79,7 @@ def test_stream_reports_an_unreachable_server(stack):
 
 
 async def test_stream_cancels_its_run_on_ctrl_c(stack):
-    num_runs = len(stack.runs())
+    num_runs = len(stack.settled_runs())
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "examples.stream", STORY),
         cwd=ROOT,
@@ -92,7 +92,7 @@ async def test_stream_cancels_its_run_on_ctrl_c(stack):
         process.send_signal(signal.SIGINT)
         assert await process.wait() == 130
     assert await process.stderr.read() == b""
-    runs = stack.wait_for_runs(num_runs + 1, timeout_seconds=2)[num_runs:]
+    runs = stack.wait_for_runs(num_runs + 1, timeout_seconds=10)[num_runs:]
     assert [run.outcome for run in runs] == ["cancelled"]
 
 
@@ -123,9 +123,9 @@ def test_rag_reports_a_refusal_in_one_sentence(stack):
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_web_app_forwards_the_stream_unbuffered(stack, web, method):
-    num_runs = len(stack.runs())
-    body = {"prompt": STORY, "seed": 1, "max_tokens": 10}
-    fields = {"params": story_query(max_tokens=10)} if method == "GET" else {"json": body}
+    num_runs = len(stack.settled_runs())
+    body = {"prompt": STORY, "seed": 1, "max_tokens": 120}
+    fields = {"params": story_query(max_tokens=120)} if method == "GET" else {"json": body}
     with web.stream(method, "/worker-endpoint", **fields) as response:
         chunks = response.iter_raw()
         stream = next(chunks)
@@ -140,10 +140,10 @@ def test_web_app_forwards_the_stream_unbuffered(stack, web, method):
 
 
 def test_web_app_cancels_the_run_when_the_client_disconnects(stack, web):
-    num_runs = len(stack.runs())
+    num_runs = len(stack.settled_runs())
     with web.stream("GET", "/worker-endpoint", params=story_query(max_tokens=1000)) as response:
         next(response.iter_raw())
-    runs = stack.wait_for_runs(num_runs + 1, timeout_seconds=2)[num_runs:]
+    runs = stack.wait_for_runs(num_runs + 1, timeout_seconds=10)[num_runs:]
     assert [run.outcome for run in runs] == ["cancelled"]
 
 

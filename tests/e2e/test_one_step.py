@@ -9,8 +9,8 @@ import urllib.request
 import pytest
 from transformers import AutoModelForCausalLM
 
-from tests.support.gguf_files import write_gguf
-from tests.support.hub import running_hub
+from tests.support.hub.server import running_hub
+from tests.support.models.gguf_files import write_gguf
 from tests.support.processes import children, free_address, is_running, process
 
 HUB_ID, KNOWN, BEHIND = "me/Tiny", "@cf/meta/llama-3.2-1b-instruct", "meta-llama/Llama-3.2-1B-Instruct"

@@ -1,7 +1,7 @@
 """A request's trace through the real bridge and the real server, received by a real collector."""
 
 from tests.http_bridge.conftest import running_bridge
-from tests.support.collector import collecting
+from tests.support.observability.collector import collecting
 from tests.support.servers import MODEL, running_server, write_catalog
 
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

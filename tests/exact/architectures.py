@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.support.engines import Recorder, collect, entry, hosting, request
-from tests.support.text_architectures import small_config
-from tests.support.tiny_models import VOCAB_SIZE, write_config
+from tests.support.models.text_architectures import small_config
+from tests.support.models.tiny_models import VOCAB_SIZE, write_config
 
 NUM_TOKENS = 16
 PROMPT_LENGTHS = (5, 60, 150)  # a prompt of one chunk, and two of several chunks of 32 tokens

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from inference_server.precision import Precision
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from inference_server.weights.download import local_folder
 from tests.exact.reference import NUM_TOKENS, Reference, TokenIds, default_entry, generate
 

@@ -14,7 +14,8 @@ from inference_server.generation import Delta, GenerationRequest
 from inference_server.precision import Precision
 from inference_server.serving.catalog import CatalogEntry, read_catalog
 from inference_server.serving.hosted_model import HostedModel
-from inference_server.settings import DEFAULT_CATALOG, Settings
+from inference_server.settings.models import DEFAULT_CATALOG
+from inference_server.settings.server import Settings
 from inference_server.text.prompt_encoder import PromptEncoder
 from inference_server.weights.loader import load_model
 from tests.support.engines import GREEDY, Recorder, collect, request

@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from inference_server.weights.architectures import reasons
 from tests.exact.architectures import NUM_TOKENS, TIE, compare
 from tests.support.engines import collect, entry, hosting, request
-from tests.support.text_architectures import SERVED
+from tests.support.models.text_architectures import SERVED
 
 
 @pytest.mark.exact

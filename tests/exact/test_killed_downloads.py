@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from tailrace.v1 import inference_pb2_grpc
-from tests.support.hub import running_hub
+from tests.support.hub.server import running_hub
 from tests.support.processes import process
 from tests.support.servers import chat
 

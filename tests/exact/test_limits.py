@@ -5,7 +5,7 @@ import pytest
 from inference_server.errors import PromptTooLong
 from inference_server.generation import FinishReason
 from inference_server.serving.catalog import read_catalog
-from inference_server.settings import DEFAULT_CATALOG
+from inference_server.settings.models import DEFAULT_CATALOG
 from tests.exact.reference import CORPUS
 from tests.http_bridge.conftest import running_bridge
 from tests.support.engines import collect, hosting, request

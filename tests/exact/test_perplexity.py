@@ -10,7 +10,7 @@ from torch import Tensor
 from inference_server.attention.paged import PrefillBatch
 from inference_server.attention.step_inputs import PromptTokens, Segment
 from inference_server.serving.hosted_model import HostedModel
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from inference_server.weights.loader import silence_libraries
 from tests.exact.reference import CORPUS, default_entry, reference_model
 from tests.support.engines import hosting

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from inference_server.settings import DEFAULT_CATALOG
+from inference_server.settings.models import DEFAULT_CATALOG
 from tests.clients.node_programs import environment
 from tests.e2e.stack import Stack
 from tests.frameworks.pages import EXAMPLES

@@ -20,7 +20,7 @@ from http_bridge.app import create_app
 from http_bridge.observability.metrics import Metrics
 from http_bridge.protocol.bodies.reader import BodyReader
 from http_bridge.protocol.schemas import Inputs
-from http_bridge.settings import Settings
+from http_bridge.settings.bridge import Settings
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1 import inference_pb2_grpc
 

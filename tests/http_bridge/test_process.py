@@ -11,7 +11,7 @@ import sys
 import httpx
 import pytest
 
-from tests.support.metrics import read_metrics, samples
+from tests.support.observability.metrics import read_metrics, samples
 from tests.support.processes import free_address
 
 RUN_URL = "/client/v4/accounts/acc/ai/run/@cf/m"

@@ -7,7 +7,7 @@ import pytest
 from starlette.routing import Route
 
 from http_bridge.app import create_app
-from http_bridge.settings import Settings
+from http_bridge.settings.bridge import Settings
 from tests.support.processes import ROOT
 
 RUN_URL = "/client/v4/accounts/acc/ai/run/@cf/m"

@@ -2,12 +2,13 @@
 
 import re
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 from inference_server.kernels.isa import choice, cpu
-from inference_server.settings import DEFAULT_CATALOG, Group, PrefillTokens, Settings
+from inference_server.settings.models import DEFAULT_CATALOG
+from inference_server.settings.scheduling import PrefillTokens
+from inference_server.settings.server import Settings
 from tailrace_shared.config_errors import ConfigurationError
 
 # An instruction set of another architecture than this CPU's.
@@ -237,12 +238,6 @@ def test_empty_variables_are_unset(monkeypatch):
 )
 def test_prompt_tokens_of_a_step_depend_on_the_device_unless_set(monkeypatch, device, given, chunk, idle):
     assert settings(monkeypatch, **given).prefill_tokens(device) == PrefillTokens(chunk, idle)
-
-
-def test_every_setting_has_a_group_and_a_description():
-    groups = {field.json_schema_extra["group"] for field in Settings.model_fields.values()}
-    assert groups == set(get_args(Group))
-    assert all(field.description.endswith(".") for field in Settings.model_fields.values())
 
 
 def test_deterministic_mode_switches_what_it_needs(monkeypatch):

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, Llama4TextConfig, MixtralConfig, 
 from inference_server.serving.catalog import builtin_template
 from tailrace_shared.config_errors import ConfigurationError
 from tests.support.engines import collect, entry, hosting, request
-from tests.support.tiny_models import VOCAB_SIZE, sentencepiece_tokenizer
+from tests.support.models.tiny_models import VOCAB_SIZE, sentencepiece_tokenizer
 
 SIZES = {
     "vocab_size": VOCAB_SIZE,

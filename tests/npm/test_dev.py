@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from tests.npm.conftest import make_project
 from tests.npm.support import streamed, wait_until
 from tests.support.processes import ROOT
 
@@ -136,6 +137,43 @@ def test_a_copy_is_never_deployed(new_project, url, words):
     done = new_project.run("tailrace", "dev", "--", "wrangler", *words, TAILRACE_URL=url)
     assert done.code == 1 and "tailrace: " in done.output and "wrangler" in done.output
     assert new_project.copies() == []
+
+
+@pytest.fixture
+def old_project(packages, tmp_path):
+    """Return a project with a program `wrangler` that has the version 3, and prints its arguments and the address of AI."""
+    project = make_project(packages("new"), tmp_path / "project")
+    own, shared = project.folder / "node_modules", packages("new") / "node_modules"
+    own.unlink()
+    (own / ".bin").mkdir(parents=True)
+    (own / "wrangler").mkdir()
+    (own / "wrangler/package.json").write_text('{ "name": "wrangler", "version": "3.114.0" }')
+    (own / "tailrace").symlink_to(shared / "tailrace")
+    (own / ".bin/tailrace").symlink_to(shared / ".bin/tailrace")
+    (own / ".bin/wrangler").write_text('#!/bin/sh\necho "wrangler: $@ at $CLOUDFLARE_API_BASE_URL"\n')
+    (own / ".bin/wrangler").chmod(0o755)
+    return project
+
+
+@pytest.mark.parametrize("words", [["dev"], ["dev", "--env", "staging"], ["pages", "dev", "public"]])
+def test_wrangler_3_gets_the_address_in_variables(old_project, url, words):
+    done = old_project.run("tailrace", "dev", "--", "wrangler", *words, TAILRACE_URL=url)
+    assert done.code == 0 and f"wrangler: {' '.join(words)} at {url}/client/v4" in done.output
+
+
+@pytest.mark.parametrize(
+    "script", ["wrangler deploy", "node -v && npx wrangler versions upload", "wrangler pages deploy"]
+)
+def test_wrangler_3_deploys_nothing_either(old_project, url, script):
+    package = {"type": "module", "scripts": {"deploy": script, "dev": "node -v && wrangler dev"}}
+    (old_project.folder / "package.json").write_text(json.dumps(package))
+    for command in ([*script.split()], ["npm", "run", "deploy"]):
+        if "&&" in command:
+            continue
+        done = old_project.run("tailrace", "dev", "--", *command, TAILRACE_URL=url)
+        assert done.code == 1 and "tailrace dev runs wrangler dev only" in done.output
+        assert "wrangler:" not in done.output
+    assert old_project.run("tailrace", "dev", "--", "npm", "run", "dev", TAILRACE_URL=url).code == 0
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,54 @@ def test_a_container_gets_the_token_of_the_call(new_project, tmp_path):
     assert "ended with code 3" in done.output and "token: own" in done.output
 
 
+# A program `docker` for machines without the engine. It runs the server of this repository as a container would run.
+DOCKER = """#!/bin/sh
+[ "$1" = image ] && exit 0
+[ "$1" = rm ] && {{ echo "$3" >> {folder}/removed; exit 0; }}
+echo "$@" > {folder}/run
+while [ "$1" != --publish ]; do shift; done
+export TAILRACE_HTTP_ADDRESS="${{2%:8787}}" TAILRACE_GRPC_ADDRESS=127.0.0.1:0
+exec {python} -m tailrace_cli serve
+"""
+
+
+def has_image():
+    """Return whether Docker's engine runs here and has the image."""
+    docker = shutil.which("docker")
+    done = docker and subprocess.run([docker, "image", "inspect", "tailrace"], capture_output=True, timeout=30)
+    return bool(done) and done.returncode == 0
+
+
+def test_the_local_image_starts_with_the_settings_of_the_call_and_its_container_is_removed(new_project, starting):
+    """Without the engine, or without the image, a program `docker` of the test takes their place."""
+    if is_taken(8787):
+        pytest.skip("another server listens on port 8787")
+    path, is_real = node_only(new_project), has_image()
+    folder = new_project.folder / "recordings"
+    settings = {"TAILRACE_RECORDINGS": "recordings", "TAILRACE_RECORDINGS_MODE": "auto", "MARK": starting["MARK"]}
+    if is_real:
+        (path / "docker").symlink_to(shutil.which("docker"))
+    else:
+        settings |= {name: starting[name] for name in ("TAILRACE_CATALOG", "OMP_NUM_THREADS")}
+        (path / "docker").write_text(DOCKER.format(folder=path, python=sys.executable))
+        (path / "docker").chmod(0o755)
+        (path / "sh").symlink_to("/bin/sh")
+    url = "process.env.TAILRACE_URL + '/client/v4/accounts/local/ai/run/@cf/meta/llama-2-7b-chat-int8'"
+    headers = "{ authorization: 'Bearer ' + process.env.TAILRACE_TOKEN }"
+    body = "JSON.stringify({ prompt: 'hi', max_tokens: 2 })"
+    program = f"fetch({url}, {{ method: 'POST', headers: {headers}, body: {body} }})"
+    program += ".then(async (reply) => console.log(await reply.text()))"
+    done = new_project.run("tailrace", "dev", "--", "node", "-e", program, PATH=str(path), **settings)
+    assert done.code == 0 and '"response"' in done.output and "(the Docker image tailrace)" in done.output, done.output
+    assert len(list(folder.glob("llama-2-7b-chat-int8.hi.*.json"))) == 1
+    wait_until(lambda: marked(starting["MARK"]) == [])
+    if not is_real:
+        words = (path / "run").read_text().split()
+        assert (path / "removed").read_text().split() == [words[words.index("--name") + 1]]
+        assert f"type=bind,source={folder},target={folder}" in words and words[-1] == "tailrace"
+        assert "TAILRACE_RECORDINGS_MODE" in words and "TAILRACE_HTTP_ADDRESS" not in words
+
+
 def test_a_wheel_is_installed_into_an_environment_of_its_own_once(new_project, starting, tmp_path):
     wheels = tmp_path / "wheels"
     source = copied_source(tmp_path / "source")

@@ -107,4 +107,5 @@ async def test_nginx_would_cut_such_a_stream_without_comments(tmp_path, start_br
         with pytest.raises((httpx.RemoteProtocolError, AssertionError)):
             text, _ = await arrivals(address)
             assert "[DONE]" in text
-    assert servicer.cancelled.is_set()
+    async with asyncio.timeout(10):
+        await servicer.cancelled.wait()

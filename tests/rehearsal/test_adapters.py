@@ -8,8 +8,8 @@ import pytest
 from transformers import AutoConfig
 
 from inference_server.precision import Precision
-from tests.support.adapters import linear_shapes, write_adapter
 from tests.support.engines import entry
+from tests.support.models.adapters import linear_shapes, write_adapter
 from tests.support.rehearsal.engines import PROMPTS, replies, serving
 from tests.support.rehearsal.gpu import SimulatedGpu
 from tests.support.rehearsal.patches import rehearsal

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from inference_server.model.runner import ModelRunner
-from tests.support import tiny_models
 from tests.support.engines import entry
+from tests.support.models import tiny_models
 from tests.support.rehearsal.engines import SAMPLINGS, prompt, replies, serving
 from tests.support.rehearsal.gpu import SimulatedGpu
 from tests.support.rehearsal.patches import rehearsal

@@ -10,7 +10,7 @@ import pytest
 from inference_server.linears.experts import is_stack
 from inference_server.precision import Precision
 from tests.support.engines import entry
-from tests.support.expert_models import write_expert_model
+from tests.support.models.expert_models import write_expert_model
 from tests.support.rehearsal.engines import PROMPTS, replies, serving
 from tests.support.rehearsal.gpu import SimulatedGpu
 from tests.support.rehearsal.patches import rehearsal

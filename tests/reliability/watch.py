@@ -1,5 +1,6 @@
 """Measures the resources of processes (memory, file descriptors, threads), and reads the server's metrics."""
 
+import asyncio
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.stack import Stack
-from tests.support.metrics import read_metrics
+from tests.support.observability.metrics import read_metrics
 
 SERVICES = ("inference_server", "http_bridge")
 MIB = 2**20
@@ -37,6 +38,22 @@ def metrics(address: str) -> dict[str, float]:
             for name in (sample.name, *(f"{sample.name} {label}" for label in sample.labels.values())):
                 values[name] = values.get(name, 0) + sample.value
     return values
+
+
+async def settled_metrics(address: str, *, seconds: float = 20.0) -> dict[str, float]:
+    """Return the server's metrics once no request is in flight and no counter of requests grows, or after `seconds`."""
+    deadline = time.monotonic() + seconds
+    before: list[float] = []
+    while True:
+        values = await asyncio.to_thread(metrics, address)
+        accepted, ended, refused = (
+            values.get(f"tailrace_requests_{end}_total", 0.0) for end in ("accepted", "ended", "refused")
+        )
+        is_idle = accepted == ended and not values["tailrace_kv_blocks_in_use"]
+        if (is_idle and [accepted, refused] == before) or time.monotonic() > deadline:
+            return values
+        before = [accepted, refused]
+        await asyncio.sleep(0.5)
 
 
 def assert_alive(stack: Stack) -> None:

@@ -17,7 +17,7 @@ from inference_server.precision import Precision
 from inference_server.serving.catalog import CatalogEntry
 from inference_server.serving.hosted_model import HostedModel
 from inference_server.serving.startup import load_all
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from inference_server.weights.prepare import PreparedModel
 from inference_server.weights.source import Weights
 

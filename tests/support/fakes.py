@@ -11,13 +11,14 @@ from inference_server.engine.sequence import Sequence
 from inference_server.generation import GenerationRequest, SamplingParams
 from inference_server.serving.catalog import CatalogEntry, builtin_template, read_catalog
 from inference_server.serving.hosted_model import HostedModel
-from inference_server.settings import DEFAULT_CATALOG, Settings
+from inference_server.settings.models import DEFAULT_CATALOG
+from inference_server.settings.server import Settings
 from inference_server.text.detokenizer import Detokenizer, ReplyText
 from inference_server.text.grammar import Grammars
 from inference_server.text.prompt_encoder import PromptEncoder
 from inference_server.weights.download import local_folder
 from inference_server.weights.source import Weights
-from tests.support.tiny_models import VOCAB_SIZE, sentencepiece_tokenizer
+from tests.support.models.tiny_models import VOCAB_SIZE, sentencepiece_tokenizer
 
 
 @cache

@@ -11,7 +11,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from inference_server.grpc_api.server import Server
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from tailrace.v1 import inference_pb2 as pb
 from tailrace.v1 import inference_pb2_grpc
 

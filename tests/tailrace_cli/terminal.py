@@ -30,7 +30,7 @@ class Terminal:
     def __init__(self, *arguments: str, environment: Mapping[str, str], rows: int = 24, columns: int = 80) -> None:
         self._file, other = pty.openpty()
         self.resize(rows, columns)
-        more = {"TERM": "xterm-256color", "PROMPT_TOOLKIT_NO_CPR": "1"}
+        more = {"TERM": "xterm-256color"}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tailrace_cli", *arguments],
             stdin=other,

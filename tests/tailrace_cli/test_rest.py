@@ -9,7 +9,7 @@ import pytest
 
 from tailrace_cli.client import Piece, ReplyStats, Request
 from tailrace_cli.errors import Failure, Refusal, TooLong
-from tailrace_cli.rest import RestClient, _pieces
+from tailrace_cli.rest import RestClient, _body, _pieces
 
 COMMENT = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
@@ -107,6 +107,37 @@ def test_an_error_has_the_plain_words_of_the_bridge():
         with bridge(400, body, **headers) as url, pytest.raises(Refusal) as caught:
             list(RestClient(url, "").stream(Request(model="m", prompt="p"), ReplyStats()))
         assert str(caught.value) == sentence
+
+
+UNREACHED = "Upstream service unavailable"
+
+
+def test_a_bridge_without_an_inference_server_names_the_next_step():
+    body = error_body(7009, f"AiError: AiError: {UNREACHED} (id)", openai=UNREACHED)
+    with bridge(503, body) as url:
+        for call in (
+            lambda client: client.models(),
+            lambda client: list(client.stream(Request(model="m", prompt="p"), ReplyStats())),
+        ):
+            with pytest.raises(Refusal) as caught:
+                call(RestClient(url, ""))
+            assert "`tailrace serve`" in str(caught.value) and "`tailrace doctor`" in str(caught.value)
+    with pytest.raises(Refusal, match="The reply failed: The bridge reaches no inference server"):
+        pieces(event({"content": "x"}), event(error={"message": UNREACHED}))
+
+
+def test_a_model_that_loads_keeps_the_sentence_of_the_bridge():
+    loading = "The model m is not ready: it is still loading or does not respond. Please try again in a few seconds."
+    with bridge(503, error_body(7009, openai=loading)) as url, pytest.raises(Refusal, match="still loading"):
+        list(RestClient(url, "").stream(Request(model="m", prompt="p"), ReplyStats()))
+
+
+def test_a_continued_answer_is_the_last_message():
+    turns = (("user", "one"), ("assistant", "re"))
+    body = _body(Request(model="m", prompt="", system="s", turns=turns, continues=True))
+    assert body["continue_final_message"] is True
+    assert [message["content"] for message in body["messages"]] == ["s", "one", "re"]
+    assert "continue_final_message" not in _body(Request(model="m", prompt="two", turns=turns))
 
 
 def test_a_prompt_that_is_too_long_has_its_own_error():

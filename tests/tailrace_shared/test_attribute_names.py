@@ -1,6 +1,6 @@
 """Names of span attributes, which dashboards and trace viewers rely on."""
 
-from tailrace_shared import attribute_names
+from tailrace_shared.tracing import attribute_names
 
 
 def test_attribute_names_are_stable():

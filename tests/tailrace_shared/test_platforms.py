@@ -6,14 +6,14 @@ import sys
 import pytest
 
 import inference_server.__main__
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from tailrace.testing import server
 from tailrace_cli.errors import Failure
 from tailrace_cli.serving import serve as serving
 from tailrace_cli.serving.options import ServeOptions
 from tailrace_cli.serving.serve import serve
 from tailrace_shared.config_errors import ConfigurationError
-from tests.support.platform_wheels import PLATFORMS, needed
+from tests.supply_chain.platform_wheels import PLATFORMS, needed
 from tests.support.processes import ROOT
 
 # Modules of the standard library that Windows lacks.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tailrace_shared.short_names import Ambiguous, long_name, nearest_name
+from tailrace_shared.catalogue.short_names import Ambiguous, long_name, nearest_name
 
 NAMES = [
     "@cf/meta/llama-3.1-8b-instruct",

@@ -162,7 +162,12 @@ def _dtypes(setup: Setup) -> list[torch.dtype]:
 
 @torch.inference_mode()
 def _check_shape(setup: Setup, note: Note, shape: Shape) -> None:
-    """Record each kernel's largest difference. The other kernels also run if one raises an exception."""
+    """Record each kernel's largest relative difference from the reference. An exception in one does not stop the others.
+
+    Raises:
+        LeftOut: There is neither a GPU nor Triton's interpreter, or Triton cannot be used.
+        Mismatch: A kernel exceeded its tolerance or raised an exception.
+    """
     obstacle = triton_support.obstacle()
     if setup.is_cuda and obstacle is not None:
         raise LeftOut(obstacle)

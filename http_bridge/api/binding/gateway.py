@@ -1,6 +1,6 @@
 """Answers a Worker's calls of env.AI.gateway(id), toMarkdown and autorag: returns gateway addresses, refuses the rest.
 
-gateway_endpoint.py serves the runs of a gateway. The Workers runtime turns an error into one of its exceptions:
+endpoints/gateway.py serves the runs of a gateway. The Workers runtime turns an error into one of its exceptions:
 AiGatewayInternalError, AiGatewayLogNotFound, AutoRAGNotFoundError, AutoRAGInternalError or AiInternalError.
 """
 

@@ -22,7 +22,7 @@ from http_bridge.api.workers_ai.replies import BindingErrors
 from http_bridge.api.workers_ai.shapes import BARE, BARE_ZIPPED, model_job
 from http_bridge.protocol.run_body import RunBody
 from http_bridge.protocol.to_grpc import run_request
-from http_bridge.protocol.validation import bad_input, load
+from http_bridge.protocol.validation.documents import bad_input, load
 
 _BARE_UP_TO = [1, 0, 35]
 _NUMBER = re.compile("[0-9]{1,9}")

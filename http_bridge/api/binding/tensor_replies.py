@@ -6,8 +6,7 @@ The tensor names of request and reply depend on the family that the SDK assigns 
 
 from dataclasses import dataclass
 
-from http_bridge.api.reply_writer import CompleteReply, JsonObject, ReplyWriter, error_message
-from http_bridge.api.workers_ai.replies import json_bytes
+from http_bridge.api.reply_writer import CompleteReply, JsonObject, ReplyWriter, error_message, json_bytes
 from http_bridge.errors import ApiError
 from http_bridge.protocol import sse
 from tailrace.v1.inference_pb2 import Completed, Delta, Started

@@ -11,8 +11,8 @@ from tailrace_shared.request_fields import DETERMINISTIC_SEED
 
 
 @dataclass(frozen=True, slots=True)
-class Choices:
-    """The choices of one reply.
+class OpenAiChoices:
+    """The choices of one reply, in OpenAI's format. Implements Choices.
 
     Attributes:
         requests: One message to the inference server for each choice.

@@ -6,8 +6,7 @@ from abc import abstractmethod
 from typing import Literal
 
 from http_bridge.api.openai.errors import openai_error
-from http_bridge.api.reply_writer import CompleteReply, JsonObject, ReplyWriter, usage_payload
-from http_bridge.api.workers_ai.replies import json_bytes
+from http_bridge.api.reply_writer import CompleteReply, JsonObject, ReplyWriter, json_bytes, usage_payload
 from http_bridge.errors import ApiError
 from http_bridge.protocol import sse
 from tailrace.v1 import inference_pb2 as pb

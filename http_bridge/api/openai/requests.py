@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from http_bridge.api.adapters import with_adapter
 from http_bridge.api.base import IncomingRequest, RunJob, check_model_name, skipped_notice
-from http_bridge.api.openai.choices import Choices, copies
+from http_bridge.api.openai.choices import OpenAiChoices, copies
 from http_bridge.api.openai.errors import OpenAiErrors
 from http_bridge.api.openai.replies import ChatWriter, CompletionWriter, OpenAiWriter, UsagePlace
 from http_bridge.api.strict_writer import strict
@@ -77,6 +77,6 @@ def _job(incoming: IncomingRequest, body: RunBody, model: str, writer: Callable[
         )
         prompt_of = [prompt for prompt in prompts for _ in range(body.num_choices)]
         writers = tuple(writer(index, prompt) for index, prompt in enumerate(prompt_of))
-        choices = Choices(all_requests, writers, num_prompts=len(prompts))
+        choices = OpenAiChoices(all_requests, writers, num_prompts=len(prompts))
     first = strict(writer(0, prompts[0]), body, profile)
     return RunJob(requests[0], first, body.stream, choices, skipped_notice(body))

@@ -11,8 +11,8 @@ from http_bridge.api.responses.thoughts import REASONING_ID, thoughts_of
 from http_bridge.api.responses.tools import INPUT, Toolbox, function_name
 from http_bridge.errors import ApiError
 from http_bridge.protocol.bodies.messages import arguments_text, reads_text_only
-from http_bridge.protocol.problems import Problem
-from http_bridge.protocol.validation import MAX_DEPTH, bad_field, bad_input, is_deeper
+from http_bridge.protocol.validation.documents import MAX_DEPTH, bad_field, bad_input, is_deeper
+from http_bridge.protocol.validation.problems import Problem
 from tailrace.v1 import inference_pb2 as pb
 
 Document = Mapping[str, Any]

@@ -8,6 +8,7 @@ from typing import Any
 
 from http_bridge.api.adapters import with_adapter
 from http_bridge.api.base import IncomingRequest, RunJob, check_model_name, skipped_notice
+from http_bridge.api.reply_writer import json_bytes
 from http_bridge.api.responses.errors import ResponsesErrors
 from http_bridge.api.responses.items import Conversation
 from http_bridge.api.responses.recent import RECENT_ITEMS
@@ -15,11 +16,10 @@ from http_bridge.api.responses.response_object import Request, request_fields
 from http_bridge.api.responses.tools import Toolbox, choose
 from http_bridge.api.responses.writer import ResponsesWriter
 from http_bridge.api.upstream_models import sampling_defaults
-from http_bridge.api.workers_ai.replies import json_bytes
 from http_bridge.protocol.bodies.tools import is_function
 from http_bridge.protocol.run_body import RunBody
 from http_bridge.protocol.to_grpc import TOOL_CHOICES, run_request
-from http_bridge.protocol.validation import bad_field
+from http_bridge.protocol.validation.documents import bad_field
 from tailrace.v1 import inference_pb2 as pb
 
 Document = Mapping[str, Any]

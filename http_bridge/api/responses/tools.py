@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from http_bridge.protocol.bodies.tools import Choice, tool_choice
-from http_bridge.protocol.problems import Problem
-from http_bridge.protocol.validation import bad_field, bad_input
+from http_bridge.protocol.validation.documents import bad_field, bad_input
+from http_bridge.protocol.validation.problems import Problem
 from tailrace.v1 import inference_pb2 as pb
 
 Document = Mapping[str, Any]

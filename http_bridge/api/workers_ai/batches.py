@@ -26,7 +26,7 @@ from http_bridge.batches.batch import Batch, Request, Result
 from http_bridge.batches.queue import BatchQueue
 from http_bridge.errors import ApiError
 from http_bridge.protocol.grpc_errors import rpc_api_error, unknown_model
-from http_bridge.protocol.validation import bad_input
+from http_bridge.protocol.validation.documents import bad_input
 from http_bridge.upstream.client import Upstream
 from tailrace.v1.inference_pb2 import Priority
 
@@ -115,7 +115,7 @@ class SubmitJob(DirectJob):
         for index, document in enumerate(self.requests):
             parsed.append(self._request(document, index, upstream))
             num_bytes += parsed[-1].size
-            # References are replaced by the items of earlier replies, which can be much longer than the body.
+            # References are replaced with the items of earlier replies, which can be much longer than the body.
             queue.check_size(len(self.requests), num_bytes)
         return parsed
 

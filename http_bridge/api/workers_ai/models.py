@@ -20,7 +20,7 @@ from http_bridge.protocol import embedding_schemas
 from http_bridge.protocol.grpc_errors import unknown_model
 from http_bridge.protocol.reply_schemas import CHOICES_OUTPUT, RESPONSES_OUTPUT, RUN_OUTPUT
 from http_bridge.protocol.schemas import Inputs, Schema
-from http_bridge.protocol.validation import bad_input
+from http_bridge.protocol.validation.documents import bad_input
 from tailrace.v1.inference_pb2 import Model, Task
 
 _Entry = dict[str, Any]
@@ -238,7 +238,7 @@ def _page_slice(query: QueryParams) -> slice:
 
 
 def _has_marketplace_format(query: QueryParams) -> bool:
-    """Return True for format=openrouter. Raises ApiError 400/5006 for another format."""
+    """Return True for format=openrouter. Raises ApiError 400/5006 for any other format."""
     wanted = query.get("format")
     if wanted not in (None, "", _OPENROUTER):
         raise bad_input(f"enum {wanted:.100} not in {_OPENROUTER} at '/format'")

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from http_bridge.api.reply_writer import (
     CompleteReply,
@@ -10,6 +10,7 @@ from http_bridge.api.reply_writer import (
     JsonObject,
     ReplyWriter,
     error_message,
+    json_bytes,
     padding,
     usage_payload,
 )
@@ -17,15 +18,10 @@ from http_bridge.errors import ApiError
 from http_bridge.protocol import sse
 from http_bridge.protocol.profiles import Profile
 from http_bridge.protocol.reply_schemas import BINDING_ERROR, REST_ERROR
-from http_bridge.protocol.validation import zipped
+from http_bridge.protocol.validation.documents import zipped
 from tailrace.v1.inference_pb2 import Completed, Delta, ToolCall
 
 _MAX_DIGITS = 4000  # int() raises an error beyond 4300
-
-
-def json_bytes(payload: Mapping[str, object]) -> bytes:
-    """Return compact JSON in UTF-8."""
-    return json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def envelope(result: object) -> JsonObject:

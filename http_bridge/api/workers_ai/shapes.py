@@ -11,16 +11,16 @@ from typing import Any
 from http_bridge.api.adapters import check_adapter
 from http_bridge.api.base import DirectJob, IncomingRequest, RunJob, skipped_notice
 from http_bridge.api.embeddings.job import EmbeddingJob
-from http_bridge.api.embeddings.workers_ai import embedding_job
-from http_bridge.api.openai.choices import Choices, copies
+from http_bridge.api.openai.choices import OpenAiChoices, copies
 from http_bridge.api.responses.requests import is_responses_body, responses_job, responses_writer
 from http_bridge.api.strict_writer import strict
 from http_bridge.api.workers_ai.batches import batch_job, is_batch_request
 from http_bridge.api.workers_ai.choices import ChoicesWriter
+from http_bridge.api.workers_ai.embeddings import embedding_job
 from http_bridge.api.workers_ai.replies import WorkersAiWriter, bare, bare_zipped, enveloped, enveloped_json
 from http_bridge.protocol.run_body import RunBody
 from http_bridge.protocol.to_grpc import run_request
-from http_bridge.protocol.validation import bad_input, zipped
+from http_bridge.protocol.validation.documents import bad_input, zipped
 from tailrace.v1.inference_pb2 import Task
 
 _Document = dict[str, Any]
@@ -138,7 +138,7 @@ def _choices_job(incoming: IncomingRequest, document: _Document, model: str, for
     request = run_request(body, profile, model=model, account=incoming.account)
     choices = None
     if len(writers) > 1:
-        choices = Choices(copies(request, len(writers), has_fixed_seeds=incoming.has_fixed_seeds), writers)
+        choices = OpenAiChoices(copies(request, len(writers), has_fixed_seeds=incoming.has_fixed_seeds), writers)
     return RunJob(request, strict(writers[0], body, profile), body.stream, choices, skipped_notice(body))
 
 

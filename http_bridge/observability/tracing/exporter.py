@@ -6,7 +6,7 @@ from functools import partial
 from starlette.types import ASGIApp
 
 from http_bridge.observability.tracing.base import NullTracing
-from tailrace_shared import otlp
+from tailrace_shared.tracing import otlp
 
 logger = logging.getLogger(__name__)
 

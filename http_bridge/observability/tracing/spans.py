@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from http_bridge.observability.tracing.base import TRACE_KEY, CallTrace, RequestTrace, TraceContext, trace_context
 from tailrace.v1.inference_pb2 import EmbedRequest, FinishReason, RunRequest, RunResponse
-from tailrace_shared import attribute_names as names
+from tailrace_shared.tracing import attribute_names as names
 
 _METHOD = "tailrace.v1.InferenceService/Run"
 _EMBED_METHOD = "tailrace.v1.InferenceService/Embed"

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from http_bridge.protocol.conversation_schemas import TEXT_PARTS
-from http_bridge.protocol.problems import Problem
 from http_bridge.protocol.run_body import ToolCall, Turn
-from http_bridge.protocol.validation import MAX_DEPTH, bad_field, bad_input, is_deeper
+from http_bridge.protocol.validation.documents import MAX_DEPTH, bad_field, bad_input, is_deeper
+from http_bridge.protocol.validation.problems import Problem
 
 Document = Mapping[str, Any]
 

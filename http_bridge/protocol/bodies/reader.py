@@ -19,11 +19,11 @@ from http_bridge.protocol.bodies.unsupported import (
     responses_problems,
     run_problems,
 )
-from http_bridge.protocol.problems import Problem, plain_clauses
 from http_bridge.protocol.responses_schema import RESPONSES_LOGPROBS
 from http_bridge.protocol.run_body import RunBody
 from http_bridge.protocol.schemas import Inputs
-from http_bridge.protocol.validation import Validator, bad_field, bad_fields, bad_input, first_problems
+from http_bridge.protocol.validation.documents import Validator, bad_field, bad_fields, bad_input, first_problems
+from http_bridge.protocol.validation.problems import Problem, plain_clauses
 from tailrace_shared.request_fields import MAX_CHOICES, SAMPLING_FIELDS
 
 Document = Mapping[str, Any]

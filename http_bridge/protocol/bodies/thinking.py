@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from http_bridge.protocol.run_body import Effort
-from http_bridge.protocol.validation import bad_field
+from http_bridge.protocol.validation.documents import bad_field
 
 Document = Mapping[str, Any]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from http_bridge.protocol.run_body import Tool, ToolChoice
-from http_bridge.protocol.validation import bad_field
+from http_bridge.protocol.validation.documents import bad_field
 
 Document = Mapping[str, Any]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from http_bridge.protocol.bodies.messages import reads_text_only
-from http_bridge.protocol.problems import Problem
+from http_bridge.protocol.validation.problems import Problem
 from tailrace_shared.request_fields import MAX_NAME_LENGTH
 
 Document = Mapping[str, Any]

@@ -23,13 +23,13 @@ from inference_server.cpu.linear.weight_types import Weights
 from inference_server.kernels.isa.choice import chosen, obstacle
 from inference_server.kernels.jit import arguments
 from inference_server.kernels.jit.kernel import Kernel, kernel
-from inference_server.kernels.jit.workspace import INT4_TILE_INPUTS, INT8_TILE_INPUTS, workspace_bytes
+from inference_server.kernels.linear.workspace import INT4_TILE_INPUTS, INT8_TILE_INPUTS, workspace_bytes
 from inference_server.linears.plain import GROUP
 
 if TYPE_CHECKING:
     from inference_server.kernels.isa.instruction_set import InstructionSet
 
-LAYOUT_VERSION = 1  # increment when this module stores weights in another order
+LAYOUT_VERSION = 1  # increment when this module stores weights in a different order
 _PANEL = 16  # outputs of a panel
 _OUTPUTS = 32  # outputs that a kernel computes at a time: two panels
 # The number of inputs must be a multiple of these.

@@ -21,7 +21,7 @@ from inference_server.lora.adapter import read_adapter
 from inference_server.model.runner import ModelRunner
 from inference_server.precision import cache_dtype
 from inference_server.progress import progress
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from inference_server.weights.loader import total_memory_bytes
 from inference_server.weights.prepare import PreparedModel, prepare
 from tailrace_shared.config_errors import ConfigurationError

@@ -141,5 +141,5 @@ class _NarrowedRows:
 
 
 def upload(values: Tensor, device: torch.device) -> Tensor:
-    """Return a copy of a tensor on the device. The host does not wait for a GPU."""
+    """Return a tensor on the device: a copy on a GPU, for which the host does not wait, or the tensor itself on a CPU."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

@@ -2,16 +2,31 @@
 
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from inference_server.engine.native.penalties import ListedTokens, PenaltyState
-from inference_server.kernels.sampling.calls import Edits
+from inference_server.engine.sequence import Penalties
+from inference_server.generation import SamplingParams
+from inference_server.kernels.sampling_calls import Edits
 
-if TYPE_CHECKING:
-    from inference_server.engine.native.sampler import Row
+
+class EditedRow(Protocol):
+    """The part of a row's sampling state that changes its logits; see sampler.Row."""
+
+    @property
+    def params(self) -> SamplingParams:
+        """The sampling parameters."""
+
+    @property
+    def penalties(self) -> Penalties | None:
+        """A PenaltyState, or None."""
+
+    @property
+    def allowed(self) -> Tensor | None:
+        """The mask of the tokens that a grammar allows, or None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +44,12 @@ class KeptLogits:
         row[torch.frombuffer(self.tokens.ids, dtype=torch.int32).long()] = self.logits
 
 
-def has_penalties_alone(row: "Row") -> bool:
+def has_penalties_alone(row: EditedRow) -> bool:
     """Return True if neither a grammar nor a bias changes the row's logits."""
     return row.allowed is None and row.params.logit_bias is None
 
 
-def edits_of(rows: "Items[Row]", vocab_size: int) -> tuple[dict[int, Edits], dict[int, KeptLogits]]:
+def edits_of(rows: Items[EditedRow], vocab_size: int) -> tuple[dict[int, Edits], dict[int, KeptLogits]]:
     """Return the edits of the rows' logits, and the penalised tokens with buffers for their logits, both by row index.
 
     Raises ValueError if a row's tensors or bias do not match the size of the vocabulary.
@@ -55,7 +70,7 @@ def edits_of(rows: "Items[Row]", vocab_size: int) -> tuple[dict[int, Edits], dic
     return edits, kept
 
 
-def _edits(row: "Row", state: PenaltyState | None, penalties: tuple[int, int, int, int], vocab_size: int) -> Edits:
+def _edits(row: EditedRow, state: PenaltyState | None, penalties: tuple[int, int, int, int], vocab_size: int) -> Edits:
     """Return the edits of a row's logits. Raises ValueError if its tensors or bias do not match `vocab_size`.
 
     Args:

@@ -9,7 +9,7 @@ ids, not on text.
 
 import math
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -25,9 +25,10 @@ from inference_server.engine.native.shortlist import (
     without_unlikely,
 )
 from inference_server.engine.sequence import Penalties
-from inference_server.generation import Candidate, SamplingParams, TokenLogprob
+from inference_server.generation import PENALTIES, Candidate, SamplingParams, TokenLogprob
 from inference_server.kernels.jit.kernel import Kernel
-from inference_server.kernels.sampling.calls import (
+from inference_server.kernels.sampling.record import UNDECIDED
+from inference_server.kernels.sampling_calls import (
     GREEDY,
     NO_EDITS,
     Draw,
@@ -44,6 +45,12 @@ NUM_PIECES = 8
 # Number of logits that are processed together on a CPU, so that intermediate results stay in the core's cache.
 _CACHED_LOGITS = 65_536
 _FORBIDDEN = 1e38  # subtracted from the logit of a token that must not be chosen
+# The parameters that the compiled kernel applies, or that do not concern it.
+_COMPILED = frozenset(
+    ("seed", "temperature", "top_p", "top_k", "min_p", "logit_bias", "logprobs", "ignore_eos", *PENALTIES)
+)
+# The other parameters with their defaults. torch samples the rows that set one.
+UNCOMPILED = {field.name: field.default for field in fields(SamplingParams) if field.name not in _COMPILED}
 
 
 @dataclass(slots=True)
@@ -52,7 +59,7 @@ class Row:
 
     params: SamplingParams
     position: int
-    penalties: Penalties | None = None  # a PenaltyState
+    penalties: Penalties | None = None  # a PenaltyState, which a Sequence holds under this protocol; None: none
     allowed: Tensor | None = None  # uint8 of shape (vocab_size,) on the CPU: 0 excludes a token
 
 
@@ -138,7 +145,11 @@ def _draws(rows: Items[Row]) -> list[Draw]:
 
 
 def _choose_undecided(logits: Tensor, tokens: list[int], rows: Items[Row]) -> None:
-    """Use torch to sample the rows for which the kernel returned no token."""
+    """Use torch to sample the rows for which the kernel returned no token, and those with UNCOMPILED parameters."""
+    if UNCOMPILED:
+        for index, row in enumerate(rows):
+            if not row.params.is_greedy and any(getattr(row.params, name) != UNCOMPILED[name] for name in UNCOMPILED):
+                tokens[index] = UNDECIDED
     if undecided := [index for index, token_id in enumerate(tokens) if token_id < 0]:
         chosen = _choose(_take(logits, undecided), [0] * len(undecided), [rows[index] for index in undecided])
         for index, token_id in zip(undecided, chosen, strict=True):

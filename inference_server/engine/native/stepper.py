@@ -31,7 +31,7 @@ class Stepper:
         self._scheduler = scheduler
         self._drafting = drafting
         self._launched: float | None = None  # time at which the last step was launched; None if it did not overlap
-        # Another `sample` function than the default one needs the logits on the host, so steps then do not overlap.
+        # Any other `sample` function needs the logits on the host before the next step, so steps do not overlap.
         can_overlap = runner.supports_overlap and sample is sample_tokens
         self._overlap = OverlappedDecoding(runner, scheduler, self._step_loop) if can_overlap else None
 

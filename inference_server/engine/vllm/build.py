@@ -14,7 +14,7 @@ from inference_server.engine.vllm.engine import VllmEngine
 from inference_server.engine.vllm.engine_args import adapter_arguments, engine_arguments
 from inference_server.lora.config import read_config
 from inference_server.progress import progress
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from inference_server.weights.prepare import ModelDescription, describe
 
 logger = logging.getLogger(__name__)

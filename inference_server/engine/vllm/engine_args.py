@@ -8,12 +8,13 @@ from typing import Any
 from inference_server.errors import UnsupportedModel
 from inference_server.lora.config import read_config
 from inference_server.precision import Precision
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256)  # values that vLLM accepts for max_lora_rank
 _MAX_ADAPTERS_AT_ONCE = 16  # adapters of one batch in vLLM, which reserves GPU memory for each
 _DTYPES = ("float32", "float16", "bfloat16")
-# Arguments that the catalog must not contain, each with the catalog key, setting or part that determines its value.
+# Arguments that the catalog must not contain. The value names what determines the argument: a key of the catalog, a
+# setting, inference.proto ("the contract") or the server.
 _DECIDED = {
     "model": "`source`",
     "tokenizer": "`source`",

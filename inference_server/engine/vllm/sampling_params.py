@@ -15,6 +15,7 @@ from typing import Any
 from inference_server.errors import FieldViolation, InvalidField
 from inference_server.generation import Candidate, GenerationRequest, Grammar, SamplingParams, TokenLogprob
 from inference_server.text.tools.call_grammar import JSON_OPTIONS
+from tailrace_shared.request_fields import SAMPLING_FIELDS
 
 _MAX_TEMPERATURE = 2.0
 # The version of llguidance that vLLM pins cannot limit white space, so the grammar allows none in JSON documents.
@@ -37,17 +38,13 @@ def sampling_arguments(request: GenerationRequest, end_ids: Set[int]) -> dict[st
     """Return the keyword arguments of vLLM's SamplingParams. `end_ids`: tokens that end a reply, within the vocabulary."""
     params = request.sampling
     return {
+        # vLLM has the same names.
+        **{field.name: getattr(params, field.name) for field in SAMPLING_FIELDS if field.name != "max_tokens"},
         "temperature": 0.0 if params.is_greedy else params.temperature,
-        "top_p": params.top_p,
         "top_k": params.top_k or 0,
-        "repetition_penalty": params.repetition_penalty,
-        "frequency_penalty": params.frequency_penalty,
-        "presence_penalty": params.presence_penalty,
-        "min_p": params.min_p,
         "logit_bias": None
         if (bias := params.logit_bias) is None
         else dict(zip(bias.token_ids, bias.values, strict=True)),
-        "seed": params.seed,
         "logprobs": params.logprobs,
         "max_tokens": request.max_tokens,
         "ignore_eos": params.ignore_eos,

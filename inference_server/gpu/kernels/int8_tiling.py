@@ -44,7 +44,8 @@ class Tiling:
         }
 
 
-# The keys are padded numbers of rows. With 64 rows, the sums of four slices would not fit in registers.
+# Tilings for few and for many outputs, by the padded number of rows. With 64 rows, the sums of four slices would not fit
+# in registers.
 _FEW = {
     8: Tiling(8, 16, slices=4, inputs=128, num_warps=4, num_stages=5),
     16: Tiling(16, 32, slices=4, inputs=64, num_warps=4, num_stages=5),

@@ -13,9 +13,8 @@ from typing import Any
 
 from google.protobuf.json_format import MessageToDict, ParseDict
 
-from inference_server.generation import SamplingParams
+from inference_server.generation import PENALTIES, SamplingParams
 from inference_server.grpc_api.conversion import demands_form
-from inference_server.grpc_api.sampling import PENALTIES
 from tailrace.v1 import inference_pb2 as pb
 
 JsonObject = dict[str, Any]

@@ -62,7 +62,8 @@ def first_difference(request: JsonObject, recorded: JsonObject) -> Difference:
 def _leaves(value: Any, path: str = "") -> dict[str, str]:
     """Return the JSON of every number, string, boolean, null, and empty array or object, by its path.
 
-    Names with other characters than words have are quoted in a path. Different values thus never have equal leaves.
+    Names that contain characters other than those of words are quoted in a path, so that different values never have
+    equal leaves.
     """
     if isinstance(value, dict) and value:
         parts = [(_joined(path, name), item) for name, item in value.items()]

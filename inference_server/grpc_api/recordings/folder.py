@@ -18,7 +18,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 from inference_server.grpc_api.recordings.canonical import JsonObject, prompt_text
 from inference_server.grpc_api.recordings.recording import Recording
 from inference_server.grpc_api.recordings.reply_json import pretty
-from inference_server.settings import RecordingsMode
+from inference_server.settings.models import RecordingsMode
 from tailrace.v1 import inference_pb2 as pb
 from tailrace_shared.config_errors import ConfigurationError
 

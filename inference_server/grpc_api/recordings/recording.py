@@ -1,4 +1,4 @@
-"""Recordings: canonical requests with their replies, and the JSON files that store them.
+"""Recordings: canonical requests with their replies or refusals, and the JSON files that store them.
 
 A file is small, readable and easy to compare: keys are sorted, and an event takes one line if it fits. Request ids and
 timings are not stored. Neither is the key: it is computed from the request, so that a request may be edited by hand.
@@ -25,6 +25,7 @@ from inference_server.generation import (
 from inference_server.grpc_api.conversion import FINISH_REASONS
 from inference_server.grpc_api.recordings import canonical
 from inference_server.grpc_api.recordings.canonical import METHODS, JsonObject
+from inference_server.grpc_api.recordings.refusal_json import refusal_of_json
 from inference_server.grpc_api.recordings.reply_json import Reply, pretty, reply_json, reply_of_json
 from tailrace.v1 import inference_pb2 as pb
 
@@ -35,17 +36,20 @@ _REASONS = {value: reason for reason, value in FINISH_REASONS.items()}
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A canonical request with its reply.
+    """A canonical request with its reply, or with the error by which the model refused it.
 
     Attributes:
         method: "Run", "Embed" or "CountTokens".
         request: The canonical request.
-        reply: All events of a Run, or the one message of another method. The file omits request ids and timings.
+        reply: All events of a Run, or the one message of another method. The file omits request ids and timings. Empty
+            for a refused request.
+        refusal: The JSON of the error of a refused Run; None: it was not refused.
     """
 
     method: str
     request: JsonObject
     reply: Sequence[Reply]
+    refusal: JsonObject | None = None
 
     @property
     def key(self) -> str:
@@ -54,8 +58,8 @@ class Recording:
 
     def to_text(self) -> str:
         """Return the text of the recording's file."""
-        reply = reply_json(self.method, self.reply)
-        fields = {FORMAT: _VERSION, "method": self.method, "request": self.request, "reply": reply}
+        fields = {FORMAT: _VERSION, "method": self.method, "request": self.request}
+        fields |= {"reply": reply_json(self.method, self.reply)} if self.refusal is None else {"error": self.refusal}
         return (
             "{\n" + ",\n".join(f"  {json.dumps(name)}: {pretty(value, 2)}" for name, value in fields.items()) + "\n}\n"
         )
@@ -74,6 +78,11 @@ class Recording:
         try:
             request: JsonObject = document["request"]
             _ = request["model"], canonical.prompt_text(request)
+            if "error" in document:
+                if method != "Run":
+                    raise ValueError(f"a refusal of the method {method} is not replayed")
+                _ = refusal_of_json(document["error"])
+                return cls(method, request, [], document["error"])
             return cls(method, request, reply_of_json(method, document["reply"]))
         except (ParseError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"is damaged ({type(error).__name__}: {error})") from None

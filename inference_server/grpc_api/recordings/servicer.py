@@ -23,6 +23,7 @@ from inference_server.grpc_api.recordings.canonical import METHODS, JsonObject, 
 from inference_server.grpc_api.recordings.difference import first_difference, nearest
 from inference_server.grpc_api.recordings.folder import RecordingsFolder
 from inference_server.grpc_api.recordings.recording import Recording
+from inference_server.grpc_api.recordings.refusal_json import REFUSALS, refusal_json, refusal_of_json
 from inference_server.grpc_api.recordings.reply_json import Reply
 from inference_server.grpc_api.servicer import InferenceServicer
 from inference_server.grpc_api.status import Context
@@ -30,7 +31,7 @@ from inference_server.grpc_api.validation import check, check_input
 from inference_server.observability.embed_record import EmbedRecord
 from inference_server.observability.run_record import RunRecord
 from inference_server.observability.tracing.base import EmbedTrace, NullTracing, RunTrace
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from tailrace.v1 import inference_pb2 as pb
 
 if TYPE_CHECKING:  # hosted_embedder imports torch, which takes seconds
@@ -82,8 +83,14 @@ class RecordingServicer(InferenceServicer):
             recording = await self._found(known)
             if recording is None:
                 written = _WrittenMessages(context)
-                await super().generate(request, written, record, trace)  # type: ignore[arg-type]
+                try:
+                    await super().generate(request, written, record, trace)  # type: ignore[arg-type]
+                except REFUSALS as error:
+                    await self._save(known, [], refusal_json(error))
+                    raise
                 return await self._save(known, written.messages)
+        if recording.refusal is not None:
+            raise refusal_of_json(recording.refusal)
         record.accept()
         trace.accepted()
         await context.send_initial_metadata((("x-request-id", record.request_id),))
@@ -199,11 +206,12 @@ class RecordingServicer(InferenceServicer):
             recorded=difference.recorded,
         )
 
-    async def _save(self, known: "_Known", messages: list[Any]) -> None:
-        """Record a reply if it is complete. If the file cannot be written, the error is only logged."""
-        if known.method == "Run" and not (messages and messages[-1].HasField("completed")):
+    async def _save(self, known: "_Known", messages: list[Any], refusal: JsonObject | None = None) -> None:
+        """Record a reply if it is complete, or a refusal. If the file cannot be written, the error is only logged."""
+        is_complete = known.method != "Run" or (messages and messages[-1].HasField("completed"))
+        if not is_complete and refusal is None:
             return
-        recording = Recording(known.method, known.request, messages)
+        recording = Recording(known.method, known.request, messages, refusal)
         try:
             name = await asyncio.shield(asyncio.to_thread(self.folder.save, recording))
         except OSError as error:

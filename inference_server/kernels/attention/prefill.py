@@ -17,6 +17,7 @@ from inference_server.kernels.emit.code import Code
 from inference_server.kernels.emit.elements import element_bytes, load, store
 from inference_server.kernels.emit.module import Emit
 from inference_server.kernels.emit.values import Int
+from inference_server.kernels.emit.waiting import wait_until_done
 from inference_server.kernels.isa.vector_units import Bf16Unit
 
 QUERIES = 32  # queries of a work item
@@ -119,7 +120,7 @@ def _pack_values(code: Code, arguments: _Arguments) -> None:
             tile = target + column * (TILE_BYTES // 16)
             transpose_pairs(code, source + column * 2, arguments.cache_stride, count, tile)
         code.count_done(arguments.block + 16)
-    code.wait_until_done(arguments.block + 16, num_items)
+    wait_until_done(code, arguments.block + 16, num_items)
 
 
 def _start_item(code: Code, arguments: _Arguments, scratch: _Scratch, source: Int, count: Int) -> None:

@@ -56,7 +56,7 @@ def _exp(code: Code, x: Vector) -> Vector:
 
 
 def _mask_later_keys(code: Code, scores: Int, first_key: Int, num_keys: Int, position: Int) -> None:
-    """Replace the scores of keys that come after the query by LOWEST, for 16 queries from `position` on."""
+    """Replace the scores of keys that come after the query with LOWEST, for 16 queries from `position` on."""
     lanes = code.floats([float(lane) for lane in range(LANES)])
     positions = lanes + position.to_float()  # exact up to 2**24
     with code.loop(0, num_keys) as key:

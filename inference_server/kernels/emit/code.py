@@ -13,7 +13,6 @@ from llvmlite import ir
 
 from inference_server.kernels.emit.types import DOUBLE, FLOAT, INT8, INT16, INT32, INT64, vector_type
 from inference_server.kernels.emit.values import Condition, Float, Int, Value, Vector, call_intrinsic, splat
-from inference_server.kernels.emit.waiting import wait_until
 
 if TYPE_CHECKING:
     from inference_server.kernels.isa.instruction_set import InstructionSet
@@ -64,12 +63,12 @@ class Code:
         return Float(self.builder, ir.Constant(FLOAT, value))
 
     def floats(self, value: float | list[float], lanes: int = LANES) -> Vector:
-        """Return a constant vector of float32: one number for every lane, or a list."""
+        """Return a constant vector of float32. `value`: one number for all lanes, or a list with one for each lane."""
         values = value if isinstance(value, list) else [float(value)] * lanes
         return Vector(self.builder, ir.Constant(vector_type(FLOAT, len(values)), values))
 
     def ints(self, value: int | list[int], lanes: int = LANES, element: Any = INT32) -> Vector:
-        """Return a constant vector of integers: one number for every lane, or a list."""
+        """Return a constant vector of integers. `value`: one number for all lanes, or a list with one for each lane."""
         values = value if isinstance(value, list) else [value] * lanes
         return Vector(self.builder, ir.Constant(vector_type(element, len(values)), values))
 
@@ -263,10 +262,6 @@ class Code:
         Writes that threads made before they added to the counter are then visible.
         """
         return Int(self.builder, self.builder.load_atomic(self.pointer(counter, INT64), "acquire", 8))
-
-    def wait_until_done(self, counter: Int, wanted: Int | int) -> None:
-        """Wait until the counter at this address has reached `wanted`."""
-        wait_until(self, lambda: self.num_done(counter) >= wanted)
 
     def load_bf16_bits(self, address: Int, lanes: int = LANES) -> Vector:
         """Load consecutive 16-bit values into the low halves of int32 lanes."""

@@ -5,13 +5,10 @@ this process.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from inference_server.kernels.emit.block_words import SLEEP_WORD
-from inference_server.kernels.emit.values import Condition
-
-if TYPE_CHECKING:
-    from inference_server.kernels.emit.code import Code
+from inference_server.kernels.emit.code import Code
+from inference_server.kernels.emit.values import Condition, Int
 
 # Pauses before the first sleep. They take 25 us on an AMD EPYC (Zen 4), longer than most waits at the end of a kernel.
 _PAUSES = 1_000
@@ -19,7 +16,12 @@ _PAUSES = 1_000
 _SLEEP_MICROSECONDS = 20
 
 
-def wait_until(code: "Code", condition: Callable[[], Condition]) -> None:
+def wait_until_done(code: Code, counter: Int, wanted: Int | int) -> None:
+    """Emit a loop that waits until the counter at this address has reached `wanted`. See `wait_until`."""
+    wait_until(code, lambda: code.num_done(counter) >= wanted)
+
+
+def wait_until(code: Code, condition: Callable[[], Condition]) -> None:
     """Emit a loop that evaluates the condition until it is true.
 
     Raises:

@@ -1,7 +1,7 @@
 """Chooses the instruction set of the kernels: the best one of this CPU, or the one that TAILRACE_CPU_FEATURES names.
 
-The choice is stored in the environment variable only. settings.py documents it, and checks its value with `named` when the
-server starts. Importing this module imports neither torch nor llvmlite.
+The choice is stored in the environment variable only. settings/models.py documents it, and checks its value with `named`
+when the server starts. Importing this module imports neither torch nor llvmlite.
 """
 
 import os

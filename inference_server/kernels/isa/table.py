@@ -11,7 +11,7 @@ from inference_server.kernels.isa.neon import Neon
 from inference_server.kernels.isa.neon_bf16 import NeonBf16
 from inference_server.kernels.isa.neon_dotprod import NeonDotprod
 
-# Best first. Entries with the same name use the same instructions, in the encodings of different CPUs.
+# The instruction sets, the best one first. Two with the same name are one instruction set in two encodings.
 INSTRUCTION_SETS: tuple[InstructionSet, ...] = (
     Amx(),
     Avx512Bf16(),

@@ -45,9 +45,6 @@ RMS_NORM_ROWS, ADD_RMS_NORM_ROWS, SILU_MUL_ROWS, ROPE_ROWS, ATTENTION_ROWS, LINE
     7,
 )
 
-# Number of ranks that the kernel `lora` multiplies at a time. Matrices are padded with zeros to a multiple of it.
-LORA_RANKS = 4
-
 _RMS_NORM = _layout("5qd")
 _ADD_RMS_NORM = _layout("6q2d")
 _SILU_MUL = _layout("4q")
@@ -114,7 +111,7 @@ def attention(
 ) -> bytes:
     """Return the argument block of `decode_attention`, with ops.paged_decode_attention's shapes.
 
-    `out`: for the result.
+    `out`: receives the result.
     """
     num_seqs, num_heads, width = query.shape
     _, block_size, num_kv_heads, value_width = values.shape

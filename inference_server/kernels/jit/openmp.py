@@ -53,7 +53,7 @@ def sleep_function() -> int:
 def use_one_thread() -> None:
     """Make torch's operations compute on the calling thread alone, from now on. Calls on other threads are not affected.
 
-    Some operations of torch and of MKL round differently with another number of threads. Without torch's OpenMP library,
+    Some operations of torch and of MKL round differently with a different number of threads. Without torch's OpenMP library,
     the operations of every thread are affected.
     """
     # The first call initialises this thread's number of threads. If it came later, it would undo the lines below.

@@ -15,6 +15,7 @@ from inference_server.kernels.emit.code import Code
 from inference_server.kernels.emit.elements import store
 from inference_server.kernels.emit.types import INT8, INT32
 from inference_server.kernels.emit.values import Float, Int, Vector
+from inference_server.kernels.emit.waiting import wait_until_done
 from inference_server.kernels.isa.vector_units import DIGIT_ROWS, GROUP
 
 _MAX_CODE = 63 * 128
@@ -55,7 +56,7 @@ class SplitRows:
             target = self.block(row // DIGIT_ROWS * DIGIT_ROWS) + row % DIGIT_ROWS * self._tile_inputs
             self._convert_row(code, x + row * self._width * 4, target, row)
             code.count_done(block + 16)
-        code.wait_until_done(block + 16, self._num_rows)
+        wait_until_done(code, block + 16, self._num_rows)
 
     def _convert_row(self, code: Code, source: Int, target: Int, row: Int) -> None:
         """Write one row's digits, scale and sums. The scale of a row with NaN or an infinity is NaN."""
@@ -113,4 +114,4 @@ def round_rows(code: Code, block: Int, x: Int, workspace: Int, num_rows: Int, wi
             place = row * width + index
             store(code, code.load_floats(x + place * 4), workspace + place * 2, True)
         code.count_done(block + 16)
-    code.wait_until_done(block + 16, num_rows)
+    wait_until_done(code, block + 16, num_rows)

@@ -13,9 +13,9 @@ from inference_server.kernels.emit.code import Code
 from inference_server.kernels.emit.module import Emit
 from inference_server.kernels.emit.values import Int
 from inference_server.kernels.isa.vector_units import DIGIT_ROWS, GROUP, GROUP_BYTES, TOTAL_ROW
-from inference_server.kernels.jit.workspace import INT4_TILE_INPUTS
 from inference_server.kernels.linear.activations import SplitRows
 from inference_server.kernels.linear.layer import LayerArguments, OutputFormat, RowScale, write_rows
+from inference_server.kernels.linear.workspace import INT4_TILE_INPUTS
 
 
 def make_int4(is_gated: bool) -> Emit:

@@ -10,9 +10,9 @@ from inference_server.kernels.emit.module import Emit
 from inference_server.kernels.emit.types import INT32
 from inference_server.kernels.emit.values import Int, Vector
 from inference_server.kernels.isa.vector_units import DIGIT_ROWS, OUTPUTS, TOTAL_ROW
-from inference_server.kernels.jit.workspace import INT8_TILE_INPUTS
 from inference_server.kernels.linear.activations import SplitRows
 from inference_server.kernels.linear.layer import LayerArguments, OutputFormat, RowScale, write_rows
+from inference_server.kernels.linear.workspace import INT8_TILE_INPUTS
 
 _DIGIT_BYTES = DIGIT_ROWS * TOTAL_ROW  # bytes from the sums of the high digits to those of the low digits
 

@@ -31,9 +31,9 @@ from inference_server.kernels.emit.values import Float, Int, Vector
 from inference_server.kernels.isa.vector_units import OUTPUTS, PANEL, TOTAL_ROW
 from inference_server.kernels.rows.silu import gate_rows
 
-# With few rows, the product is limited by reading the weights. If two threads take alternating items, each core prefetches
-# weights that the other one needs. An int4 pass with one row took 4.9 ms with alternating items and 2.8 ms with runs of
-# neighbouring items (AMD EPYC, Zen 4, 2 threads).
+# With fewer rows than _MANY_ROWS, reading the weights limits the product, and a thread takes a run of neighbouring work
+# items at a time. If two threads took alternating items, each core would prefetch weights that the other one needs. An
+# int4 pass with one row took 4.9 ms with alternating items and 2.8 ms with runs (AMD EPYC, Zen 4, 2 threads).
 _MANY_ROWS = 32
 _RUNS_PER_THREAD = 2
 
@@ -54,8 +54,8 @@ class OutputFormat:
 
     @property
     def bytes_per_output(self) -> int:
-        """Return twice the bytes of the result for each output of the weights. Two outputs of a gated layer are one result."""
-        return (4 if self.is_bf16 else 8) // (2 if self.is_gated else 1)
+        """Bytes of the result for each output of the weights. Two outputs of a gated layer make one value of the result."""
+        return (2 if self.is_bf16 else 4) // (2 if self.is_gated else 1)
 
 
 class LayerArguments:
@@ -74,7 +74,7 @@ class LayerArguments:
 
         Yields the item, the address of its bias, the address of its first row's result, and the bytes of a result row.
         """
-        row_bytes = self.num_outputs * output.bytes_per_output >> 1
+        row_bytes = self.num_outputs * output.bytes_per_output
         num_items = self.num_outputs // OUTPUTS
         num_runs = (self.num_rows < _MANY_ROWS).select(self.num_threads * _RUNS_PER_THREAD, num_items)
         num_runs = num_runs.maximum(1).minimum(num_items)
@@ -83,7 +83,7 @@ class LayerArguments:
             code.loop(run * num_items // num_runs, (run + 1) * num_items // num_runs) as item,
         ):
             first = item * OUTPUTS
-            yield item, self.bias + first * 4, self.out + (first * output.bytes_per_output >> 1), row_bytes
+            yield item, self.bias + first * 4, self.out + first * output.bytes_per_output, row_bytes
 
 
 def write_rows(
@@ -108,7 +108,7 @@ def write_rows(
         count: Number of rows.
         scale: Converts sums to values; None if the sums are the values.
     """
-    # A gated result is computed from values in the format of the separate operations: bfloat16 or float32.
+    # A gated result equals that of an unfused layer, which would write its gate and up outputs as bfloat16 or float32.
     values = OutputFormat(is_rounded=output.is_bf16) if output.is_gated else output
     target, target_bytes = (totals, code.integer(TOTAL_ROW)) if output.is_gated else (out, row_bytes)
     biases = [code.load_floats(bias + 64 * half) for half in range(2)]

@@ -40,8 +40,9 @@ from inference_server.kernels.emit.elements import element_bytes, load, rounded,
 from inference_server.kernels.emit.module import Emit
 from inference_server.kernels.emit.types import FLOAT, HALF
 from inference_server.kernels.emit.values import Int, Vector
+from inference_server.kernels.emit.waiting import wait_until_done
 from inference_server.kernels.isa.vector_units import PANEL
-from inference_server.kernels.jit.arguments import LORA_RANKS
+from inference_server.kernels.linear.workspace import LORA_RANKS
 from inference_server.kernels.rows.silu import gated
 
 _RECORD = 32  # bytes of an entry of the table of matrices
@@ -111,7 +112,7 @@ def _multiply_down(code: Code, a: _Arguments) -> None:
                 record = a.record(adapter, part)
                 _multiply_row(code, a, record, a.x + row * a.width * a.size, a.sums(row, part))
         code.count_done(a.block + 16)
-    code.wait_until_done(a.block + 16, num_runs)
+    wait_until_done(code, a.block + 16, num_runs)
 
 
 def _multiply_row(code: Code, a: _Arguments, record: Int, x: Int, sums: Int) -> None:

@@ -18,7 +18,7 @@ from inference_server.kernels.rows.norms import normalise
 
 @dataclass(frozen=True, slots=True)
 class _Angles:
-    """The cosines and sines of one row's angles, each (width,)."""
+    """Addresses of the cosines and the sines of one row's angles, each (width,) bfloat16 if `is_bf16`, else float32."""
 
     cos: Int
     sin: Int

@@ -28,7 +28,7 @@ from inference_server.kernels.sampling.scan import (
 
 _FACTOR = 0x21F0AAAD
 _LARGEST_BELOW_ONE = 1.0 - 2.0**-24
-# Scores closer than this, relative to the best score and to the largest noise, may be in another order after rounding.
+# Rounding may reverse the order of scores that are closer than this, relative to the best score and the largest noise.
 _TOLERANCE, _LARGEST_NOISE = 2.0**-20, 32.0
 # The bound on the noise is _OFFSET - _SLOPE * bits. The offset includes a margin for rounding.
 _SLOPE = math.log(2) / 2**23

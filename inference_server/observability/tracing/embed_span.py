@@ -9,7 +9,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from inference_server.errors import TailraceError
 from inference_server.observability.tracing.base import EmbedTrace, Metadata
 from tailrace.v1.inference_pb2 import EmbedRequest
-from tailrace_shared import attribute_names
+from tailrace_shared.tracing import attribute_names
 
 _METHOD = "tailrace.v1.InferenceService/Embed"
 _COMPLETED = "completed"

@@ -5,7 +5,7 @@ from functools import partial
 
 from inference_server.observability.tracing.base import EmbedTrace, Metadata, NullTracing, RunTrace
 from tailrace.v1.inference_pb2 import EmbedRequest, RunRequest
-from tailrace_shared import otlp
+from tailrace_shared.tracing import otlp
 
 logger = logging.getLogger(__name__)
 _TEXT_VARIABLE = "OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT"

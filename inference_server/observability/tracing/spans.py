@@ -16,7 +16,7 @@ from inference_server.generation import Completed, Delta, Event, Started, ToolCa
 from inference_server.observability.tracing.base import Metadata, RunTrace
 from inference_server.observability.tracing.genai_messages import input_messages, output_messages
 from tailrace.v1.inference_pb2 import RunRequest
-from tailrace_shared import attribute_names
+from tailrace_shared.tracing import attribute_names
 
 _PHASES = (attribute_names.QUEUE, attribute_names.PREFILL, attribute_names.DECODE)
 _METHOD = "tailrace.v1.InferenceService/Run"

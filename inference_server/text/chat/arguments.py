@@ -117,7 +117,7 @@ def find_switches(render: Render, variables: frozenset[str], *, efforts: tuple[s
 
 
 def _nearest(effort: str, known: list[str]) -> str:
-    """Return the nearest known effort, or the smaller one of two.
+    """Return the nearest known effort; of two equally near ones, the smaller.
 
     "none" replaces another effort only if no other effort is known.
     """

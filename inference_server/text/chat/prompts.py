@@ -4,20 +4,15 @@ from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from inference_server.errors import FieldViolation, InvalidField, UnsupportedModel
 from inference_server.text.chat.arguments import EFFORTS, Switches, find_switches
 from inference_server.text.chat.roles import RoleRules, as_system, find_rules, fitted
 from inference_server.text.chat.template import ChatTemplate, Json
 from inference_server.text.chat.turns import MESSAGE_NAMES, Turn, as_plain_text, message
-from inference_server.text.reasoning.formats import ReasoningFormat
+from inference_server.text.reasoning.formats import ReasoningFormat, ThoughtState
 from inference_server.text.tool_formats import Tool
-
-# Thoughts at the beginning of a reply. "none": the text is not searched for thoughts. "possible": the reply may begin
-# with thoughts. "open": the prompt has begun them. "continued": the prompt ends within thoughts that the client sent.
-# "off": no thoughts should follow, but a model may write them nevertheless.
-ThoughtState = Literal["none", "possible", "open", "continued", "off"]
 
 _USUAL_ROLES = frozenset(("system", "user", "assistant", "tool"))
 _MAX_CHECKED_ROLES = 8

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 FormatName = Literal["think", "mistral", "seed", "kimi", "minimax", "cohere", "gemma", "harmony"]
+# Thoughts at the beginning of a reply. "none": the text is not searched for thoughts. "possible": the reply may begin
+# with thoughts. "open": the prompt has begun them. "continued": the prompt ends within thoughts that the client sent.
+# "off": no thoughts should follow, but a model may write them nevertheless.
+ThoughtState = Literal["none", "possible", "open", "continued", "off"]
 
 
 @dataclass(frozen=True, slots=True)

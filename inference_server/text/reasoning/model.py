@@ -5,10 +5,9 @@ from collections.abc import Callable, Set
 from collections.abc import Sequence as Items
 
 from inference_server.generation import Constraint
-from inference_server.text.chat.prompts import ThoughtState
 from inference_server.text.detokenizer import Detokenizer
 from inference_server.text.reasoning.constraint import ConstraintAfterThoughts, ThoughtTokens
-from inference_server.text.reasoning.formats import HARMONY_TOKENS, ReasoningFormat
+from inference_server.text.reasoning.formats import HARMONY_TOKENS, ReasoningFormat, ThoughtState
 from inference_server.text.reasoning.parser import thought_parser
 from inference_server.text.reasoning.reply import ThoughtfulReplyText
 from inference_server.text.token_decoder import TokenDecoder

@@ -54,7 +54,7 @@ class ThoughtfulReplyText:
             return shown
         self._count(was_thinking, pieces)
         shown = self._joined(pieces)
-        # A possible stop string may hold back all content so far, and then the change is not recorded yet.
+        # A possible stop string may hold back all content so far. The change to content is then not in `changes` yet.
         self._is_content = parser.is_finished and len(self.changes) % 2 == 1
         return shown
 

@@ -60,7 +60,7 @@ def constants(schema: object, root: Mapping[str, Any]) -> list[Any] | None:
 def string_part(schema: object, root: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the part of a schema with the limits of its strings.
 
-    The result is empty if the schema has several such parts, or allows other values than strings and null.
+    The result is empty if the schema has several such parts, or allows values other than strings and null.
     """
     parts = [part for part in _parts(schema, root) if part.get("type") in ("string", ["string", "null"])]
     is_text = set(kinds(schema, root)) <= {"string", "null"}

@@ -17,11 +17,11 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from inference_server.progress import progress
-from inference_server.weights.fetching.disk_space import require_free, sized
+from inference_server.weights.disk.locks import exclusively
+from inference_server.weights.disk.space import require_free, sized
 from inference_server.weights.fetching.hub_cache import CachedModel, hub_cache, link, remove_files
 from inference_server.weights.fetching.hub_errors import explaining_the_hub, gated
 from inference_server.weights.fetching.listing import Listing, RemoteFile, matches
-from inference_server.weights.fetching.locks import exclusively
 from inference_server.weights.fetching.resumable import BlobDownload, Damaged, Stopped, partial_path
 from inference_server.weights.fetching.selection import CONFIG
 from inference_server.weights.fetching.transfer import Show, Transfer, reported

@@ -17,7 +17,7 @@ from pathlib import Path
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
-from inference_server.weights.fetching.disk_space import sized
+from inference_server.weights.disk.space import sized
 from inference_server.weights.fetching.integrity import folder_faults, has_all_small_files
 from inference_server.weights.fetching.listing import Listing, RemoteFile, read_record, replace_text, write_record
 from inference_server.weights.fetching.resumable import PARTIAL, partial_path

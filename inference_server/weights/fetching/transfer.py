@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from inference_server.weights.fetching.disk_space import sized
+from inference_server.weights.disk.space import sized
 
 logger = logging.getLogger(__name__)
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
+from inference_server import garbage
 from inference_server.progress import progress
-from inference_server.weights.atomic_folder import atomic_directory
+from inference_server.weights.disk.atomic_folder import atomic_directory
 from inference_server.weights.gguf.description import describe_file
 from inference_server.weights.gguf.load import load_module
 from inference_server.weights.loading_lock import LOADING
-from tailrace_shared import garbage
 
 
 def convert_file(path: Path, cache_dir: Path) -> Path:

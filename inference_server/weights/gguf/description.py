@@ -11,13 +11,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from inference_server import weights
+from inference_server import garbage, weights
 from inference_server.cpu.large_pages import return_free_memory
 from inference_server.progress import progress
-from inference_server.weights.atomic_folder import atomic_directory, made_once
+from inference_server.weights.disk.atomic_folder import atomic_directory, made_once
 from inference_server.weights.gguf.file import GgufFile
 from inference_server.weights.loading_lock import LOADING
-from tailrace_shared import garbage
 
 _FORMAT = 1  # increment when the folder's content changes
 

@@ -53,7 +53,7 @@ class FileTensor:
         """Return the number format.
 
         Raises:
-            ConfigurationError: This server does not read the format.
+            ConfigurationError: This server does not support the format.
         """
         return format_of(self.type_id)
 
@@ -145,7 +145,7 @@ def _header(content: mmap.mmap, size: int) -> tuple[dict[str, Any], dict[str, Fi
 
 
 def _check(tensors: dict[str, FileTensor], size: int) -> None:
-    """Check that this server reads every tensor and that the file contains all bytes of every tensor."""
+    """Check that every tensor has a supported format and whole blocks, and that the file contains all of its bytes."""
     for name, tensor in tensors.items():
         if not tensor.shape or tensor.shape[-1] % tensor.format.block_weights:
             raise _Damaged(f"the tensor {name} has the shape {tensor.shape} in {tensor.format.name}")

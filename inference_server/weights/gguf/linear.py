@@ -38,7 +38,7 @@ _READ_CHUNKS = 16  # chunks that are read from the file at a time
 
 
 class FileLinear(StoredLinear):
-    """A linear layer whose weights are one tensor of a GGUF file, possibly with its rows in another order."""
+    """A linear layer whose weights are one tensor of a GGUF file, possibly with its rows in a different order."""
 
     def __init__(
         self,

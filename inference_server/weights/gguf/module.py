@@ -1,7 +1,7 @@
 """Fills a transformers module from a GGUF file, tensor by tensor.
 
 The module is made without memory for its parameters. A linear layer whose weights are one tensor of the file is either
-filled or replaced by a FileLinear. transformers' own processors compute the other parameters, one tensor at a time.
+filled or replaced with a FileLinear. transformers' own processors compute the other parameters, one tensor at a time.
 """
 
 from collections.abc import Callable, Iterator
@@ -77,7 +77,7 @@ class ModuleFiller:
         head's rows.
 
         Raises:
-            ConfigurationError: A tensor has another shape than its layer.
+            ConfigurationError: The shape of a tensor differs from that of its layer.
         """
         if not self._keeps_linears:
             return
@@ -126,7 +126,7 @@ class ModuleFiller:
         """Replace a parameter or a buffer.
 
         Raises:
-            ConfigurationError: The parameter or buffer has another shape in this model.
+            ConfigurationError: The parameter or buffer has a different shape in this model.
         """
         parent_name, _, last = name.rpartition(".")
         parent = self._model.get_submodule(parent_name)

@@ -4,15 +4,12 @@ import math
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from inference_server.cpu.large_pages import Arena, aligned_bytes
-
-if TYPE_CHECKING:
-    from inference_server.weights.gguf.linear import FileLinear
 
 _BLOCK_BYTES = 64 << 20  # memory that is reserved at a time
 _KEPT_BYTES = 16 << 20  # the largest buffer that a thread keeps, and the most that a small task reads
@@ -30,8 +27,8 @@ class Places:
         self._lock = threading.Lock()
         # `buffer`: the thread's memory for a file's bytes. `is_one_of_many`: True in the threads of `in_parallel`.
         self._thread = threading.local()
-        # By the address of a packed layer's weights: the file's layers from which it was made (see FileLinear.keep).
-        self.sources: dict[int, list[FileLinear]] = {}
+        # By the address of a packed layer's weights: the FileLinear objects from which it was made (see FileLinear.keep).
+        self.sources: dict[int, list[Any]] = {}
 
     def empty(self, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
         """Return a tensor of zeros in this memory."""

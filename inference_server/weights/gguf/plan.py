@@ -122,7 +122,7 @@ def read_plan(path: Path, source: Path) -> Planned:
     """
     try:
         return _read_plan(path, source)
-    except (ValueError, MemoryError):  # these have their own sentence, or do not mean that the plan is damaged
+    except (ValueError, MemoryError):  # a ValueError has its own message; a lack of memory does not mean damage
         raise
     except Exception as error:  # reading damaged files raises errors of many types
         raise ValueError(f"{path.name} cannot be used: {error}") from error
@@ -151,7 +151,7 @@ def _read_plan(path: Path, source: Path) -> Planned:
 
 
 def _packed(sources: list[FileLinear], kind: dict[str, Any]) -> KernelLinear:
-    """Return the packed layer. Raises ValueError if this CPU's kernels need another kind of layer than the plan's."""
+    """Return the packed layer. Raises ValueError if this CPU's kernels need a kind of layer other than the plan's."""
     layer = pack(
         sources,
         _PRECISIONS[kind["weight_format"]],

@@ -68,6 +68,24 @@ export function useLocalConfigs(command: string[], folder: string): { argv: stri
   return { argv: [...command, ...divider, ...added], siblings };
 }
 
+/**
+ * Refuse a command of wrangler 3 that a copy of the configuration would refuse with newer versions, such as `deploy`.
+ *
+ * @param command - Program and arguments.
+ * @param folder - The folder in which the command will run.
+ * @throws Failure - The command, or a program of its script, is wrangler's and is neither `dev` nor `pages dev`.
+ */
+export function checkWrangler3(command: string[], folder: string): void {
+  const script = scriptOf(command, folder)
+    ?.words.join(" ")
+    .split(/[;&|]+/);
+  const programs = script?.map((text) => text.trim().split(/\s+/)) ?? [command];
+  for (const words of programs) {
+    const at = wranglerAt(words);
+    if (at >= 0 && !words.slice(at + 1).includes("dev")) throw new Failure(onlyDev(words.slice(at + 1)));
+  }
+}
+
 /** Return the variables that direct frameworks to the first copy. */
 export function pathVariables(siblings: Replaced[]): Record<string, string> {
   const path = siblings[0]?.sibling.path;
@@ -148,9 +166,12 @@ function checkCommand(words: string[]): void {
       "wrangler pages dev takes no other configuration: use the Vite plugin, or getPlatformProxy of tailrace/platform.",
     );
   }
-  throw new Failure(
-    `tailrace dev runs wrangler dev only, not wrangler ${name ?? ""}: run that command without tailrace dev.`,
-  );
+  throw new Failure(onlyDev(words));
+}
+
+function onlyDev(words: string[]): string {
+  const name = words.find((word) => !word.startsWith("-")) ?? "";
+  return `tailrace dev runs wrangler dev only, not wrangler ${name}: run that command without tailrace dev.`;
 }
 
 /**

@@ -5,7 +5,7 @@ import { basename, dirname } from "node:path";
 import type { Sibling } from "../config/sibling.js";
 import type { Server } from "../server.js";
 import { startServer } from "../server.js";
-import { pathVariables, useLocalConfigs } from "./arguments.js";
+import { checkWrangler3, pathVariables, useLocalConfigs } from "./arguments.js";
 import { run } from "./run.js";
 import { Stop } from "./stop.js";
 import { isWrangler3, wrangler3Variables } from "./wrangler3.js";
@@ -24,6 +24,7 @@ export async function dev(args: string[]): Promise<number> {
   const command = commandOf(args);
   const stop = new Stop();
   const isOld = isWrangler3(process.cwd());
+  if (isOld) checkWrangler3(command, process.cwd());
   const { argv, siblings } = isOld ? { argv: command, siblings: [] } : useLocalConfigs(command, process.cwd());
   const watchers = siblings.map(({ original, sibling }) => watchOriginal(original, sibling));
   let server: Server | undefined;

@@ -7,6 +7,7 @@ import { homedir } from "node:os";
 import { basename, delimiter, dirname, join, resolve, sep } from "node:path";
 import { Failure } from "../failure.js";
 import { PACKAGE_FOLDER } from "../paths.js";
+import { fromDocker } from "./docker.js";
 
 /** A way to start a server. */
 export interface Launch {
@@ -21,7 +22,6 @@ export interface Launch {
 }
 
 const BIN = process.platform === "win32" ? "Scripts" : "bin";
-const IMAGE = "tailrace";
 
 /**
  * Return the way to start a server on this machine.
@@ -31,7 +31,7 @@ const IMAGE = "tailrace";
  * @throws Failure - There is none. The sentence lists what was looked for.
  */
 export function findLaunch(folder: string, token: string): Launch {
-  const launch = fromCommand() ?? fromInstalled(folder) ?? fromPythonPackage() ?? fromDocker(token);
+  const launch = fromCommand() ?? fromInstalled(folder) ?? fromPythonPackage() ?? fromImage(token);
   if (launch !== undefined) return launch;
   throw new Failure(
     "No Tailrace server runs, and none can be started: there is no `tailrace` of Python in PATH, in an active or a local " +
@@ -160,24 +160,7 @@ function fromVenv(python: string, path: string, package_: string): Launch {
   return serve([inVenv("tailrace")], `a virtual environment in ${folder}`, existsSync(done) ? [] : setup);
 }
 
-function fromDocker(token: string): Launch | undefined {
+function fromImage(token: string): Launch | undefined {
   const docker = inFolders("docker", (process.env.PATH ?? "").split(delimiter));
-  if (!docker) return undefined;
-  try {
-    execFileSync(docker, ["image", "inspect", IMAGE], { stdio: "ignore", timeout: 5000 });
-  } catch {
-    return undefined;
-  }
-  const name = `tailrace-${process.pid}-${Date.now()}`;
-  // In a container the bridge listens on all addresses, and therefore needs a token.
-  const run = [docker, "run", "--rm", "--init", "--name", name, "--env", "TAILRACE_API_TOKENS"];
-  return {
-    description: `the Docker image ${IMAGE}`,
-    setup: [],
-    command: (httpPort) => ({
-      argv: [...run, "--publish", `127.0.0.1:${httpPort}:8787`, IMAGE],
-      env: { TAILRACE_API_TOKENS: token },
-    }),
-    cleanup: [docker, "rm", "--force", name],
-  };
+  return docker === undefined ? undefined : fromDocker(docker, token);
 }

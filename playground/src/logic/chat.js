@@ -126,7 +126,7 @@ async function answer(question, before, onRefused) {
  */
 function start(turn) {
   const run = { conversation: state.conversation, turn, controller: new AbortController() };
-  update({ run, problem: null, events: [], status: "Waiting for the first token…" });
+  update({ run, numAnswers: state.numAnswers + 1, problem: null, events: [], status: "Waiting for the first token…" });
   saveNow(run.conversation);
   return run;
 }

@@ -35,6 +35,8 @@ export const state = {
   conversation: newConversation(),
   /** @type {Run | null} */
   run: null,
+  /** The number of answers that were started since the page was loaded. */
+  numAnswers: 0,
   draft: recall("sessionStorage", "draft"),
   /** @type {string[]} The latest events, as received. */
   events: [],

@@ -82,7 +82,7 @@ export function Composer({ onSettings }) {
               await attach(input.files);
               input.value = "";
             }} />
-          <button type="button" disabled={!run} onClick={stop} aria-keyshortcuts="Escape">
+          <button type="button" class="stop" disabled={!run} onClick={stop} aria-keyshortcuts="Escape">
             Stop
           </button>
           <button type="submit" class="primary" disabled={!!run || !state.settings.model || !draft.trim()}>

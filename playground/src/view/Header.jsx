@@ -8,6 +8,16 @@ import { state } from "../logic/store.js";
 /** @type {[Settings["theme"], string][]} */
 const THEMES = [["", "System"], ["light", "Light"], ["dark", "Dark"]];
 
+/**
+ * A model's name without its owner, which fits on a phone, or the whole name if another model would look the same.
+ * @param {string} name
+ */
+function shortName(name) {
+  const last = (/** @type {string} */ text) => text.slice(text.lastIndexOf("/") + 1);
+  const isUnique = state.models.filter((model) => last(model.name) === last(name)).length === 1;
+  return isUnique ? last(name) : name;
+}
+
 /** @param {{isListOpen: boolean, isPanelOpen: boolean, onList: () => void, onPanel: () => void, onKeys: () => void}} props */
 export function Header({ isListOpen, isPanelOpen, onList, onPanel, onKeys }) {
   const { settings, models } = state;
@@ -18,15 +28,15 @@ export function Header({ isListOpen, isPanelOpen, onList, onPanel, onKeys }) {
       </button>
       <h1>Tailrace</h1>
       <span class="models">
-        <select id="model" aria-label="Model" value={settings.model} disabled={!models.length} onChange={(event) => change({ model: event.currentTarget.value })}>
-          {models.length ? models.map(({ name }) => <option value={name} selected={name === settings.model}>{name}</option>) : <option>No models yet</option>}
+        <select id="model" aria-label="Model" title={settings.model} value={settings.model} disabled={!models.length} onChange={(event) => change({ model: event.currentTarget.value })}>
+          {models.length ? models.map(({ name }) => <option value={name} selected={name === settings.model}>{shortName(name)}</option>) : <option>No models yet</option>}
         </select>
       </span>
       {models.length > 1 && (
         <span class="models second">
-            <select id="second" aria-label="Second model" value={settings.second} onChange={(event) => change({ second: event.currentTarget.value })}>
+            <select id="second" aria-label="Second model" title={settings.second} value={settings.second} onChange={(event) => change({ second: event.currentTarget.value })}>
             <option value="" selected={!settings.second}>No second model</option>
-            {models.filter(({ name }) => name !== settings.model).map(({ name }) => <option value={name} selected={name === settings.second}>{name}</option>)}
+            {models.filter(({ name }) => name !== settings.model).map(({ name }) => <option value={name} selected={name === settings.second}>{shortName(name)}</option>)}
           </select>
         </span>
       )}

@@ -30,9 +30,10 @@ export function Thread() {
   };
   // A new turn is always shown, wherever the reader was. The end of a reply moves nothing.
   useEffect(follow, [state.conversation.id]);
-  useEffect(() => {
-    if (state.run) follow();
-  }, [state.run?.turn.id]);
+  // A short reply can end before it is drawn for the first time, so the effect depends on the number of answers.
+  useLayoutEffect(() => {
+    if (state.numAnswers) follow();
+  }, [state.numAnswers]);
   useLayoutEffect(() => {
     if (box.current && isPinned.current) box.current.scrollTop = box.current.scrollHeight;
   });

@@ -40,7 +40,7 @@ async def test_an_agent_calls_a_tool_and_answers(config, weather):
     assert (turns[2].reasoning, turns[3].content) == (THOUGHTS, "sunny in Oslo")
 
 
-async def test_a_streamed_agent(config):
+async def test_a_streamed_agent_emits_each_item(config):
     agent = Agent(name="Meteorologist", tools=[get_weather])
     result = Runner.run_streamed(agent, QUESTION, run_config=config)
     kinds = [event.item.type async for event in result.stream_events() if event.type == "run_item_stream_event"]
@@ -54,7 +54,7 @@ async def test_a_streamed_agent(config):
     ]
 
 
-async def test_a_tool_together_with_structured_output(config, weather):
+async def test_a_tool_is_called_before_structured_output(config, weather):
     agent = Agent(name="Meteorologist", tools=[get_weather], output_type=Weather)
     result = await Runner.run(agent, QUESTION, run_config=config)
     assert result.final_output == Weather(city="Oslo", degrees=21)

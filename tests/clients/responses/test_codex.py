@@ -74,7 +74,7 @@ def ask(bridge, weather):
     return send
 
 
-async def test_a_turn_with_a_command_and_its_output(ask, weather):
+async def test_a_turn_continues_after_a_command(ask, weather):
     thoughts, call = await ask()
     assert thoughts["summary"] == [{"type": "summary_text", "text": THOUGHTS}]
     assert (call["type"], call["name"], json.loads(call["arguments"])) == (
@@ -98,7 +98,7 @@ async def test_hosted_tools_are_left_out_and_the_others_can_be_called(ask, weath
     assert names == ["exec_command", "view_image", "apply_patch", "multi_agent_v1__spawn_agent"]
 
 
-async def test_a_long_session_with_every_kind_of_item(ask, weather):
+async def test_a_long_session_may_have_every_kind_of_item(ask, weather):
     items = [
         *BODY["input"],
         {"type": "reasoning", "summary": [], "encrypted_content": "gAAAAABo-from-another-provider"},

@@ -41,7 +41,7 @@ def client(base_url):
     return openai.OpenAI(api_key="any-token", base_url=base_url, max_retries=0)
 
 
-def test_a_text_and_its_stream(client):
+def test_a_text_is_the_same_in_a_stream(client):
     fields = {"model": MODEL, "input": QUESTION, "temperature": 0, "max_output_tokens": 12}
     response = client.responses.create(**fields)
     assert "Tokyo" in response.output_text and response.usage.output_tokens <= 12
@@ -49,12 +49,12 @@ def test_a_text_and_its_stream(client):
     assert events[0].type == "response.created" and events[-1].response.output_text == response.output_text
 
 
-def test_a_reply_that_is_cut(client):
+def test_a_reply_that_is_cut_is_incomplete(client):
     response = client.responses.create(model=MODEL, input=QUESTION, max_output_tokens=2)
     assert (response.status, response.incomplete_details.reason) == ("incomplete", "max_output_tokens")
 
 
-def test_a_forced_call_and_its_result(client):
+def test_a_forced_call_continues_after_its_result(client):
     first = client.responses.create(
         model=MODEL,
         input="Weather in Oslo?",
@@ -72,20 +72,20 @@ def test_a_forced_call_and_its_result(client):
     assert second.output_text
 
 
-def test_structured_output(client):
+def test_structured_output_is_parsed(client):
     response = client.responses.parse(
         model=MODEL, input=QUESTION, text_format=City, max_output_tokens=60, extra_body={"seed": 1}
     )
     assert response.output_parsed.city
 
 
-def test_a_prompt_that_is_too_long(client):
+def test_a_prompt_that_is_too_long_is_refused(client):
     with pytest.raises(openai.BadRequestError) as refused:
         client.responses.create(model=MODEL, input="word " * 5000)
     assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "input")
 
 
-async def test_an_agent_with_a_tool_and_structured_output(base_url):
+async def test_an_agent_calls_a_tool_and_ends_with_structured_output(base_url):
     called = []
 
     # The small model would call the tool again and again.

@@ -32,7 +32,7 @@ async def client(url):
         yield client
 
 
-async def test_create(client):
+async def test_a_response_has_text_thoughts_and_usage(client):
     response = await client.responses.create(model=MODEL, input=QUESTION)
     assert (response.output_text, response.status) == (ANSWER, "completed")
     assert response.output[0].content[0].text == THOUGHTS
@@ -46,7 +46,7 @@ async def test_the_stream_is_put_together(client):
     assert text == response.output_text == ANSWER
 
 
-async def test_parse(client, weather):
+async def test_a_document_is_parsed(client, weather):
     response = await client.responses.parse(model=MODEL, input=QUESTION, text_format=Weather)
     assert response.output_parsed == Weather(city="Oslo", degrees=21)
     assert json.loads(weather.requests[0].response_format.json_schema)["required"] == ["city", "degrees"]
@@ -72,7 +72,7 @@ async def test_errors_are_the_sdks_exceptions(client):
         await client.responses.retrieve("resp_1")
 
 
-async def test_node(run_node, url):
+async def test_the_node_sdk_reads_what_the_python_sdk_reads(run_node, url):
     found = await run_node("openai.mjs", url, MODEL)
     assert found["whole"] == found["text"] == found["final"] == ANSWER
     assert found["parsed"] == json.loads(DOCUMENT)

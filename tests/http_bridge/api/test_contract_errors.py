@@ -109,7 +109,9 @@ SERVERS = [
 
 
 @pytest.mark.parametrize(("code", "status", "sentence", "grpc_code", "reason", "metadata"), SERVERS)
-async def test_refusals_of_the_server(bridge, servicer, code, status, sentence, grpc_code, reason, metadata):
+async def test_refusals_of_the_server_have_their_statuses_and_codes(
+    bridge, servicer, code, status, sentence, grpc_code, reason, metadata
+):
     servicer.script = lambda reply: reply.refuse(grpc_code, reason, **metadata)
     for route in ROUTES:
         for stream in (False, True):
@@ -264,7 +266,7 @@ ROUTERS = [
 
 
 @pytest.mark.parametrize(("method", "url", "status", "code", "sentence"), ROUTERS)
-async def test_paths_without_a_route(bridge, method, url, status, code, sentence):
+async def test_paths_without_a_route_have_the_routers_errors(bridge, method, url, status, code, sentence):
     response = await bridge.client.request(method, url)
     assert response.status_code == status
     error = {"code": code, "message": sentence}

@@ -11,7 +11,7 @@ import pytest
 
 from tailrace.v1 import inference_pb2 as pb
 from tests.http_bridge.conftest import MODEL, RUN_URL
-from tests.support.collector import collecting
+from tests.support.observability.collector import collecting
 
 BGE, M3, QWEN = "@cf/baai/bge-small-en-v1.5", "@cf/baai/bge-m3", "@cf/qwen/qwen3-embedding-0.6b"
 AI = "/client/v4/accounts/acc/ai"

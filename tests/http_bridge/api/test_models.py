@@ -67,7 +67,7 @@ async def test_the_schema_of_a_model_with_choices_is_openais(bridge, servicer):
     assert "choices" in result["output"]["oneOf"][0]["required"]
 
 
-async def test_the_schema_of_a_model_with_responses(bridge, servicer):
+async def test_the_schema_of_a_model_that_takes_responses_describes_them(bridge, servicer):
     servicer.models[0].reply_shape = "responses"
     result = (await bridge.client.get(f"{AI}/models/schema", params={"model": MODEL})).json()["result"]
     assert result["input"]["anyOf"][2]["required"] == ["input"]

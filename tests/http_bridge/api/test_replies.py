@@ -75,7 +75,7 @@ async def test_an_endless_body_ends_in_the_timeout(start_bridge):
     bridge = await start_bridge(request_timeout_seconds=0.3)
     reader, writer = await asyncio.open_connection("127.0.0.1", bridge.port)
     writer.write(b"POST /client/v4/accounts/a/ai/run/m HTTP/1.1\r\nhost: localhost\r\ncontent-length: 50\r\n\r\n{")
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(10):
         assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
     writer.close()
 

@@ -9,7 +9,7 @@ from prometheus_client import generate_latest
 
 from tailrace.v1 import inference_pb2 as pb
 from tests.http_bridge.conftest import MODEL, RUN_URL
-from tests.support.metrics import samples
+from tests.support.observability.metrics import samples
 
 COMMENT = b": keep-alive\n\n"
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "stream": True}
@@ -43,20 +43,33 @@ def silent_for(seconds, *texts):
 @pytest.mark.parametrize("route", ROUTES)
 async def test_a_silent_stream_gets_comments_between_its_events(start_bridge, servicer, route):
     url, body, headers = ROUTES[route]
+    heard = asyncio.Queue()  # an item for each comment that the client has received
+
+    async def wait_for_two_comments_each_time(reply):
+        await reply.accept()
+        for text in ("New", " York", None):
+            for _ in range(2):
+                await heard.get()
+            await (reply.say(text) if text else reply.complete())
+
+    servicer.script = wait_for_two_comments_each_time
     bridge = await start_bridge(stream_comment_seconds=0.05)
-    plain = (await bridge.ask(body, url=url, headers=headers)).content
-    assert COMMENT not in plain
-    servicer.script = silent_for(0.13, "New", " York")
-    content = (await bridge.ask(body, url=url, headers=headers)).content
+    content, num_comments = b"", 0
+    async with asyncio.timeout(20), bridge.client.stream("POST", url, json=body, headers=headers) as response:
+        async for chunk in response.aiter_bytes():
+            content += chunk
+            for _ in range(content.count(COMMENT) - num_comments):
+                heard.put_nowait(None)
+            num_comments = content.count(COMMENT)
     parts = [part for part in content.split(b"\n\n") if part]
     comments = [index for index, part in enumerate(parts) if part == COMMENT.strip()]
-    assert len(comments) >= 5 and comments[0] == 0
+    assert len(comments) >= 6 and comments[0] == 0
     assert all(part.startswith(b"data: ") for index, part in enumerate(parts) if index not in comments)
 
 
 async def test_a_stream_that_is_never_silent_has_no_comments(start_bridge, servicer):
-    bridge = await start_bridge(stream_comment_seconds=0.3)
-    servicer.script = silent_for(0.05, *"abcdefghijkl")
+    bridge = await start_bridge(stream_comment_seconds=1)
+    servicer.script = silent_for(0.05, *"abcdefghijklmnopqrstuvwx")
     assert b":" not in [line[:1] for line in (await bridge.ask(STREAM)).content.splitlines()]
 
 

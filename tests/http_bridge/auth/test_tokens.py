@@ -162,6 +162,6 @@ def test_a_missing_file_is_an_error(tmp_path):
 def test_a_lookup_among_thousands_of_tokens_is_fast(path):
     path.write_text("".join(line("ada", f"token {index}") for index in range(5000)))
     file, digest = TokenFile(path), hashlib.sha256(b"token 4999").digest()
-    started = time.perf_counter()
+    started = time.process_time()
     assert all(file.accounts()[digest] == "ada" for _ in range(1000))
-    assert time.perf_counter() - started < 1.0  # a millisecond each; hundredths of one are usual
+    assert time.process_time() - started < 1.0  # a millisecond each; hundredths of one are usual

@@ -38,7 +38,7 @@ async def results(ask, bridge, request_id, **options):
     return answer
 
 
-async def test_a_batch_over_rest(bridge, servicer):
+async def test_a_batch_over_rest_has_its_results_in_order(bridge, servicer):
     queued = await rest(bridge, TWO)
     assert (queued["status"], queued["model"]) == ("queued", MODEL) and UUID.fullmatch(queued["request_id"])
     answer = await results(rest, bridge, queued["request_id"])
@@ -60,7 +60,7 @@ async def test_a_batch_that_is_too_large_is_refused(start_bridge, servicer):
     assert not servicer.requests
 
 
-async def test_a_batch_over_the_binding(bridge):
+async def test_a_batch_over_the_binding_has_its_results_in_order(bridge):
     queued = await binding(bridge, TWO, queueRequest=True)
     answer = await results(binding, bridge, queued["request_id"])
     assert [response["external_reference"] for response in answer["responses"]] == ["x", "y"]
@@ -78,7 +78,7 @@ async def test_a_batch_over_the_binding(bridge):
         ({"model": MODEL, "input": TWO, "options": {"queueRequest": True}}, "/client/v4/accounts/acc/ai/run"),
     ],
 )
-async def test_every_way_to_submit(bridge, body, url):
+async def test_every_way_to_submit_succeeds(bridge, body, url):
     queued = await rest(bridge, body, url=url)
     answer = await results(rest, bridge, queued["request_id"], url=RUN_URL)
     assert all(response["success"] for response in answer["responses"])

@@ -9,7 +9,7 @@ import pytest
 
 from tailrace_shared.logs import JsonLines, TextLines
 from tests.http_bridge.conftest import RUN_URL
-from tests.support.metrics import documented, exposed, read_metrics, samples
+from tests.support.observability.metrics import documented, exposed, read_metrics, samples
 from tests.support.processes import free_address
 
 # Dashboards and alerts of users depend on these names.

@@ -14,12 +14,12 @@ import pytest
 from http_bridge.app import create_app
 from http_bridge.observability.tracing import exporter
 from http_bridge.observability.tracing.base import trace_context
-from http_bridge.settings import Settings
-from tailrace_shared import otlp
+from http_bridge.settings.bridge import Settings
 from tailrace_shared.config_errors import ConfigurationError
+from tailrace_shared.tracing import otlp
 from tests.http_bridge.conftest import MODEL, new_york, running_bridge
-from tests.support.collector import collecting
 from tests.support.engines import until
+from tests.support.observability.collector import collecting
 from tests.support.processes import ROOT, free_address
 
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

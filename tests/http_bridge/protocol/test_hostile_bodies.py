@@ -13,7 +13,7 @@ from http_bridge.api.base import IncomingRequest
 from http_bridge.api.responses.items import Conversation
 from http_bridge.api.responses.tools import Toolbox, choose
 from http_bridge.errors import ApiError
-from http_bridge.protocol.validation import load, zipped
+from http_bridge.protocol.validation.documents import load, zipped
 from tests.http_bridge.conftest import BODIES
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}

@@ -11,7 +11,7 @@ from http_bridge.api.workers_ai.replies import WorkersAiWriter, enveloped
 from http_bridge.errors import ApiError
 from http_bridge.protocol import sse
 from http_bridge.protocol.profiles import PROFILES
-from http_bridge.protocol.validation import load
+from http_bridge.protocol.validation.documents import load
 from tailrace.v1 import inference_pb2 as pb
 
 QUICK = settings(max_examples=60, deadline=None, derandomize=True)

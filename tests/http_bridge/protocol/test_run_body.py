@@ -9,7 +9,7 @@ import pytest
 
 from http_bridge.errors import ApiError
 from http_bridge.protocol.run_body import Tool, ToolCall, Turn
-from http_bridge.protocol.validation import load
+from http_bridge.protocol.validation.documents import load
 from tailrace_shared.request_fields import SAMPLING_FIELDS
 from tests.http_bridge.conftest import BODIES
 

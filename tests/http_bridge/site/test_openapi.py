@@ -6,7 +6,7 @@ import jsonschema_rs
 import pytest
 
 from http_bridge.protocol.schemas import Inputs
-from http_bridge.routes import description
+from http_bridge.routes.table import description
 
 PATHS = description(Inputs(max_messages=1024, max_schema_depth=32))["paths"]
 BODIES = {path: methods["post"] for path, methods in PATHS.items() if "post" in methods}

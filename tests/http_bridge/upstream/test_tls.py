@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from http_bridge.app import create_app
-from http_bridge.settings import Settings
+from http_bridge.settings.bridge import Settings
 from tailrace_shared.config_errors import ConfigurationError
 from tests.http_bridge.conftest import RUN_URL, Backend
 from tests.support.certificates import Authority, Files

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, MambaConfig
 from tailrace_shared.config_errors import ConfigurationError
 from tests.exact.architectures import TIE, compare
 from tests.support.engines import Recorder, collect, entry, hosting, request
-from tests.support.expert_models import write_expert_model
-from tests.support.tiny_models import ARCHITECTURES, VOCAB_SIZE, sentencepiece_tokenizer
+from tests.support.models.expert_models import write_expert_model
+from tests.support.models.tiny_models import ARCHITECTURES, VOCAB_SIZE, sentencepiece_tokenizer
 
 NUM_TOKENS = 24
 # tests/exact compares them, and tests/inference_server/cpu their kernel programs.

@@ -19,10 +19,10 @@ from inference_server.attention.rope import RopeChoice, window
 from inference_server.kernels.isa.choice import obstacle
 from tailrace_shared.config_errors import ConfigurationError
 from tests.support.engines import Recorder, collect, entry, hosting, request
+from tests.support.models.tiny_models import SIZES, write_config
 from tests.support.rehearsal.engines import replies, serving
 from tests.support.rehearsal.gpu import SimulatedGpu
 from tests.support.rehearsal.patches import rehearsal
-from tests.support.tiny_models import SIZES, write_config
 
 ORIGINAL, WINDOW = 64, 256
 NUM_TOKENS = 12

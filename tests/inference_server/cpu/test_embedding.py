@@ -6,7 +6,7 @@ import torch
 from inference_server.cpu.embedding import StoredEmbedding, rows_kernel
 from inference_server.kernels.isa.choice import chosen
 from inference_server.weights.gguf.formats import format_of
-from tests.support.gguf_files import random_blocks
+from tests.support.models.gguf_files import random_blocks
 
 pytestmark = pytest.mark.skipif(chosen() is None, reason="this CPU has no kernels")
 Q8_0 = 8  # GGML's number of the format

@@ -18,8 +18,8 @@ from inference_server.kernels.isa import choice
 from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
 from inference_server.precision import Precision, activation_dtype
 from inference_server.weights.prepare import memory_bytes
-from tests.support.expert_models import EXPERT_MODELS, expert_model, round_weights
-from tests.support.linears import assert_close
+from tests.support.kernels.linears import assert_close
+from tests.support.models.expert_models import EXPERT_MODELS, expert_model, round_weights
 
 NEEDS_KERNELS = pytest.mark.skipif(choice.obstacle() is not None, reason="this CPU has no kernels")
 TORCH = (TorchBackend(),)

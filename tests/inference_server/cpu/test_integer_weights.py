@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from inference_server.cpu.linear.integer_weights import int4_weights, int8_weights
-from tests.support.linears import int8_linear, plain, q4_1_linear
+from tests.support.kernels.linears import int8_linear, plain, q4_1_linear
 
 
 def test_int8_weights_are_found_after_a_first_call_of_bitsandbytes():

@@ -14,7 +14,7 @@ from inference_server.cpu.linear.panels import PanelBackend
 from inference_server.cpu.linear.torch_backend import TorchBackend
 from inference_server.kernels import ops
 from inference_server.kernels.isa import choice
-from tests.support.linears import assert_close, int8_linear, plain, q4_1_linear
+from tests.support.kernels.linears import assert_close, int8_linear, plain, q4_1_linear
 
 ROWS = [1, 3, 8, 33]
 NEEDS_KERNELS = pytest.mark.skipif(choice.obstacle() is not None, reason="this CPU has no kernels")

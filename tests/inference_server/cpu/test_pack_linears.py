@@ -10,7 +10,7 @@ from inference_server.cpu.linear.backends import BACKENDS, choose_backend, from_
 from inference_server.cpu.linear.kernel_linear import KernelLinear, LinearKind
 from inference_server.cpu.linear.pack import pack, pack_linears
 from inference_server.cpu.linear.torch_backend import TorchBackend
-from tests.support.linears import OtherBackend, OtherLinear, assert_close, plain
+from tests.support.kernels.linears import OtherBackend, OtherLinear, assert_close, plain
 
 NEEDS_KERNELS = pytest.mark.skipif(BACKENDS[0].obstacle() is not None, reason="this CPU has no linear kernels")
 

@@ -12,7 +12,7 @@ from inference_server.model.runner import ModelRunner
 from inference_server.precision import activation_dtype, cache_dtype
 from inference_server.weights.sizes import read_config
 from inference_server.weights.source import Weights
-from tests.support.expert_models import write_expert_model
+from tests.support.models.expert_models import write_expert_model
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from inference_server.embedding.load import load_encoder
 from inference_server.errors import UnsupportedModel
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
-from tests.support.tiny_encoders import POOLINGS, write_encoder
+from tests.support.models.tiny_encoders import POOLINGS, write_encoder
 
 CPU = torch.device("cpu")
 TEXTS = [

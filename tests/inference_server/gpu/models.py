@@ -15,7 +15,7 @@ from inference_server.gpu.decoder import extract
 from inference_server.gpu.forward import GpuForward
 from inference_server.gpu.graphs import DecodeGraphs
 from inference_server.gpu.inputs import DecodeInputs
-from tests.support.linears import int8_linear
+from tests.support.kernels.linears import int8_linear
 
 MAX_BLOCKS = 6
 MAX_SEQS = 8

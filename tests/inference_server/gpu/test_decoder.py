@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from inference_server.gpu.decoder import extract
 from tests.inference_server.gpu.models import load, quantize
-from tests.support.tiny_models import ARCHITECTURES
+from tests.support.models.tiny_models import ARCHITECTURES
 
 
 def other_activation(model):

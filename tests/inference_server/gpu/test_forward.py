@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from inference_server.attention.step_inputs import DecodeTokens, Segment
 from tests.inference_server.gpu.models import GpuModel, flattened, generate, load, quantize
-from tests.support.tiny_models import VOCAB_SIZE
+from tests.support.models.tiny_models import VOCAB_SIZE
 
 NUM_TOKENS = 10
 OPERATORS_PER_LAYER = 9

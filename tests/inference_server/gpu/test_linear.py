@@ -6,7 +6,7 @@ from torch import nn
 
 from inference_server.gpu import reference
 from inference_server.gpu.linear import Int8Linear, has_outlier_threshold, replace_int8, stacked
-from tests.support.linears import int8_linear, plain
+from tests.support.kernels.linears import int8_linear, plain
 
 
 def dequantized(linear):

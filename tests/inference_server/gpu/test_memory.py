@@ -10,7 +10,8 @@ from transformers import LlamaConfig
 from inference_server.gpu.memory import CONTEXT_BYTES, GIB, EngineDemand, least_needs, plan
 from inference_server.serving.catalog import read_catalog
 from inference_server.serving.engine_groups import group_entries, window
-from inference_server.settings import DEFAULT_CATALOG, Settings
+from inference_server.settings.models import DEFAULT_CATALOG
+from inference_server.settings.server import Settings
 from inference_server.weights.sizes import model_sizes
 from tailrace_shared.config_errors import ConfigurationError
 

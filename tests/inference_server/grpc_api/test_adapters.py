@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoConfig
 
 from tailrace.v1 import inference_pb2 as pb
-from tests.support.adapters import linear_shapes, write_adapter
+from tests.support.models.adapters import linear_shapes, write_adapter
 from tests.support.servers import MODEL, Running, chat, details, running_server
 
 

@@ -16,7 +16,7 @@ from inference_server.grpc_api.conversion import encoded_prompt, generation_requ
 from inference_server.text.prompt_encoder import Prompt
 from tailrace.v1 import inference_pb2 as pb
 from tests.support.fakes import hosted_model
-from tests.support.tiny_models import VOCAB_SIZE
+from tests.support.models.tiny_models import VOCAB_SIZE
 
 LIMITS = checks.Limits(max_messages=4, max_schema_depth=3)
 check = partial(checks.check, limits=LIMITS)

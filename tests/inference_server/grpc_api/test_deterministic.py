@@ -9,8 +9,8 @@ import torch
 from tailrace.v1 import inference_pb2 as pb
 from tailrace_shared.request_fields import DETERMINISTIC_SEED
 from tests.inference_server.grpc_api.recordings.test_servicer import all_of
+from tests.support.models.tiny_encoders import write_encoder
 from tests.support.servers import MODEL, Running, running_server, write_catalog
-from tests.support.tiny_encoders import write_encoder
 
 VECTORS = "@cf/test/vectors"
 # Prompts of different lengths, one of which repeats itself, so that draft tokens are tried.

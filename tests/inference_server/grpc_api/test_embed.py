@@ -8,10 +8,10 @@ import pytest
 
 from tailrace.v1 import inference_pb2 as pb
 from tailrace_shared.config_errors import ConfigurationError
-from tests.support.collector import collecting
 from tests.support.engines import until
+from tests.support.models.tiny_encoders import WIDTH, write_encoder
+from tests.support.observability.collector import collecting
 from tests.support.servers import MODEL, chat, details, running_server, write_catalog
-from tests.support.tiny_encoders import WIDTH, write_encoder
 
 VECTORS = "@cf/test/vectors"
 TEXTS = ["where is new york", "the program", "an answer comes word by word"]

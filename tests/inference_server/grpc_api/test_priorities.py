@@ -6,7 +6,7 @@ import pytest
 
 from tailrace.v1 import inference_pb2 as pb
 from tests.support.engines import until
-from tests.support.metrics import read_metrics, samples
+from tests.support.observability.metrics import read_metrics, samples
 from tests.support.processes import free_address
 from tests.support.servers import MODEL, running_server, write_catalog
 
@@ -35,10 +35,16 @@ async def reply(running, request):
     return text, usage.prompt_tokens, usage.cached_tokens
 
 
-async def measured(running):
-    """Return the metrics of the model by name."""
-    text = await asyncio.to_thread(read_metrics, running.server._settings.metrics_address)
-    return {name.removesuffix(f'{{model="{MODEL}"}}'): value for name, value in samples(text).items()}
+async def until_measured(running, expected):
+    """Wait until the model's metrics have the expected values, by name. Raises AssertionError after 20 s."""
+    deadline = asyncio.get_running_loop().time() + 20
+    while True:
+        text = await asyncio.to_thread(read_metrics, running.server._settings.metrics_address)
+        found = {name.removesuffix(f'{{model="{MODEL}"}}'): value for name, value in samples(text).items()}
+        if expected.items() <= found.items():
+            return
+        assert asyncio.get_running_loop().time() < deadline, {name: found.get(name) for name in expected}
+        await asyncio.sleep(0.01)
 
 
 async def test_replies_to_one_prompt_that_arrive_together_share_its_computation(running):
@@ -56,7 +62,7 @@ async def test_interactive_requests_overtake_a_batch_whose_replies_stay_the_same
     tasks = [asyncio.create_task(reply(running, each)) for each in batch]
     await until(lambda: running.engine.num_running == 4)
     for number in range(3):
-        await asyncio.gather(*(reply(running, request(f"name {number} {n}", max_tokens=3)) for n in range(8)))
+        await asyncio.gather(*(reply(running, request(f"name {number} {n}", max_tokens=20)) for n in range(8)))
     assert not any(task.done() for task in tasks[4:])
     assert running.engine.totals.preemptions > 0
     found = await asyncio.gather(*tasks)
@@ -64,12 +70,11 @@ async def test_interactive_requests_overtake_a_batch_whose_replies_stay_the_same
 
 
 async def test_waiting_batch_requests_are_counted_and_leave_the_latencies_alone(running):
-    tasks = [asyncio.create_task(reply(running, request(f"town {n}", is_batch=True))) for n in range(7)]
-    await until(lambda: running.engine.num_running == 4)
-    found = await measured(running)
-    assert found["tailrace_batch_requests_waiting"] == found["tailrace_requests_waiting"] == 3
+    batch = [request(f"town {n}", is_batch=True, max_tokens=400) for n in range(7)]
+    tasks = [asyncio.create_task(reply(running, each)) for each in batch]
+    await until_measured(running, {"tailrace_batch_requests_waiting": 3, "tailrace_requests_waiting": 3})
     await asyncio.gather(*tasks)
     await reply(running, request("name"))
-    found = await measured(running)
-    assert found["tailrace_time_to_first_token_seconds_count"] == 1
-    assert found["tailrace_request_queue_time_seconds_count"] == 1
+    # The end of a request is counted after its last event was sent.
+    ended = {"tailrace_time_to_first_token_seconds_count": 1, "tailrace_request_queue_time_seconds_count": 1}
+    await until_measured(running, ended)

@@ -11,8 +11,8 @@ import pytest_asyncio
 
 from tailrace.v1 import inference_pb2 as pb
 from tests.support.engines import entry
+from tests.support.models.thinking_models import hosting_script, write_thinking_model
 from tests.support.servers import details, running_server, write_catalog
-from tests.support.thinking_models import hosting_script, write_thinking_model
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -23,7 +23,9 @@ def catalog(tiny_model, tmp_path):
 
 @pytest.fixture
 async def running(catalog):
-    async with running_server(catalog, max_running_seqs=2, max_waiting_seqs=2, prefill_chunk_tokens=64) as running:
+    # Small chunks, so that a prompt of 2048 tokens is computed long enough to act meanwhile.
+    settings = {"max_running_seqs": 2, "max_waiting_seqs": 2, "prefill_chunk_tokens": 16, "prefill_idle_tokens": 16}
+    async with running_server(catalog, **settings) as running:
         yield running
 
 
@@ -83,7 +85,7 @@ async def test_an_unread_reply_is_aborted(catalog):
 async def test_initial_metadata_is_sent_while_the_request_waits(running):
     calls = [running.stub.Run(endless()) for _ in range(3)]
     for call in calls:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(10):
             await call.initial_metadata()
     await until(lambda: len(running.engine.scheduler.running) == 2 and len(running.engine.scheduler.waiting) == 1)
     for call in calls:
@@ -150,22 +152,26 @@ async def test_a_full_queue_refuses_with_a_retry_time(running):
 
 @pytest.mark.parametrize("leaving", ["cancel", "deadline", "abandon"])
 async def test_a_caller_that_cancels_frees_its_slot(running, leaving):
-    call = running.stub.Run(endless(), timeout=0.3 if leaving == "deadline" else None)
+    call = running.stub.Run(endless(), timeout=0.8 if leaving == "deadline" else None)
     assert (await call.read()).HasField("started")
+    (seq,) = running.engine.scheduler.running
     if leaving == "cancel":
         call.cancel()
     elif leaving == "abandon":
         del call
     else:
         assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    await until(lambda: running.engine.num_in_flight == 0, seconds=0.5)
+    await until(lambda: running.engine.num_in_flight == 0)
+    assert not seq.is_at_length
 
 
 async def test_a_caller_that_cancels_in_the_queue_frees_its_place(running):
     calls = [running.stub.Run(endless()) for _ in range(3)]
     await until(lambda: len(running.engine.scheduler.waiting) == 1)
+    seqs = list(running.engine.scheduler.running)
     calls[2].cancel()
-    await until(lambda: running.engine.num_in_flight == 2, seconds=0.5)
+    await until(lambda: running.engine.num_in_flight == 2)
+    assert not any(seq.is_at_length for seq in seqs)
     for call in calls:
         call.cancel()
 
@@ -173,9 +179,11 @@ async def test_a_caller_that_cancels_in_the_queue_frees_its_place(running):
 async def test_a_caller_that_cancels_during_prefill_frees_its_slot(running):
     call = running.stub.Run(pb.RunRequest(model=MODEL, text=words(2047)))
     await until(lambda: any(seq.num_computed for seq in running.engine.scheduler.running))
-    assert any(seq.is_prefilling for seq in running.engine.scheduler.running)
+    (seq,) = running.engine.scheduler.running
+    assert seq.is_prefilling
     call.cancel()
-    await until(lambda: running.engine.num_in_flight == 0, seconds=0.5)
+    await until(lambda: running.engine.num_in_flight == 0)
+    assert not seq.is_at_length
 
 
 async def test_a_stopping_server_is_unavailable(running):
@@ -207,7 +215,7 @@ async def test_logprobs_are_reported_on_request(running):
 
 async def test_a_time_limit_completes_with_the_text_so_far(running):
     request = endless()
-    request.time_limit.FromMilliseconds(200)
+    request.time_limit.FromMilliseconds(600)
     events = [event async for event in running.stub.Run(request)]
     assert events[-1].completed.finish_reason == pb.FINISH_REASON_TIME_LIMIT
     assert any(event.delta.text for event in events)
@@ -268,7 +276,7 @@ async def test_a_broken_model_ends_the_server(running):
     running.engine.runner.model = fail
     error = await refused(running.stub.Run(chat()))
     assert details(error)["ErrorInfo"].reason == "GENERATION_FAILED"
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(10):
         await running.server.broken.wait()
     assert (await refused(running.stub.Run(chat()))).code() is grpc.StatusCode.UNAVAILABLE
 

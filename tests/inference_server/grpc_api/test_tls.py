@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from inference_server.grpc_api.server import Server
 from inference_server.grpc_api.tls import server_credentials
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from tailrace.v1.inference_pb2 import ListModelsRequest
 from tailrace.v1.inference_pb2_grpc import InferenceServiceStub
 from tailrace_shared.config_errors import ConfigurationError

@@ -19,9 +19,9 @@ from inference_server.kernels.linear.int4_widened import make_int4_widened
 from inference_server.kernels.linear.int8 import make_int8
 from inference_server.kernels.linear.layer import OutputFormat
 from tests.inference_server.kernels.test_prefill_kernel import Cache, queries
-from tests.support import compiled_kernels
-from tests.support.compiled_kernels import aligned
-from tests.support.emulated_amx import EmulatedTiles, emulated_amx
+from tests.support.kernels import compiled_kernels
+from tests.support.kernels.compiled_kernels import aligned
+from tests.support.kernels.emulated_amx import EmulatedTiles, emulated_amx
 
 pytestmark = pytest.mark.skipif(not choice.available(), reason="kernels cannot be compiled on this CPU")
 

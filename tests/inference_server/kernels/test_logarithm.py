@@ -7,7 +7,7 @@ import torch
 
 from inference_server.kernels.emit.elements import log
 from inference_server.kernels.isa import choice
-from tests.support.compiled_kernels import load
+from tests.support.kernels.compiled_kernels import load
 
 
 def log_of_every(code, block):

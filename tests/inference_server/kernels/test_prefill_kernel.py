@@ -10,8 +10,8 @@ from torch import Tensor
 from inference_server.kernels.attention.prefill import make_prefill_attention
 from inference_server.kernels.isa import choice
 from inference_server.kernels.jit import arguments
-from tests.support import compiled_kernels
-from tests.support.compiled_kernels import aligned
+from tests.support.kernels import compiled_kernels
+from tests.support.kernels.compiled_kernels import aligned
 
 SCALING = 0.125
 every_instruction_set = pytest.mark.parametrize("name", compiled_kernels.instruction_set_names())

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from inference_server.errors import UnsupportedModel
 from inference_server.lora.adapter import fitted, read_adapter
-from tests.support.adapters import write_adapter
+from tests.support.models.adapters import write_adapter
 
 SHAPES = {"model.layers.0.self_attn.q_proj": (48, 32), "model.layers.0.mlp.up_proj": (64, 32)}
 Q_PROJ, UP_PROJ = SHAPES

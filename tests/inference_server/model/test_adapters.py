@@ -14,7 +14,7 @@ from inference_server.kernels.isa.choice import obstacle
 from inference_server.lora.adapter import read_adapter
 from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
 from inference_server.precision import cache_dtype
-from tests.support.adapters import ALL, linear_shapes, merge, write_adapter
+from tests.support.models.adapters import ALL, linear_shapes, merge, write_adapter
 
 PROMPTS = [[(11 * row + 7 * k) % 400 for k in range(length)] for row, length in enumerate((5, 40, 33, 1))]
 ROWS = [0, 1, 2, 3]  # the adapter of each prompt

@@ -7,7 +7,7 @@ import pytest
 
 from inference_server.observability.metrics import MAX_ACCOUNTS, Metrics
 from tests.support.engines import until
-from tests.support.metrics import documented, exposed, read_metrics, samples
+from tests.support.observability.metrics import documented, exposed, read_metrics, samples
 from tests.support.processes import free_address
 from tests.support.servers import MODEL, chat, running_server, write_catalog
 

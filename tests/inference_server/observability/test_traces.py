@@ -11,8 +11,8 @@ from inference_server.observability.tracing.exporter import tracing_from_environ
 from inference_server.observability.tracing.genai_messages import input_messages, output_messages
 from tailrace.v1 import inference_pb2 as pb
 from tailrace_shared.config_errors import ConfigurationError
-from tests.support.collector import collecting
 from tests.support.engines import until
+from tests.support.observability.collector import collecting
 from tests.support.processes import ROOT
 from tests.support.servers import MODEL, chat, running_server, write_catalog
 
@@ -125,7 +125,7 @@ async def test_a_refused_run_is_a_span_without_phases(running, collector):
 def test_without_an_endpoint_nothing_of_opentelemetry_is_imported():
     code = (
         "import asyncio, sys\n"
-        "from inference_server.settings import Settings\nfrom inference_server.grpc_api.server import Server\n"
+        "from inference_server.settings.server import Settings\nfrom inference_server.grpc_api.server import Server\n"
         "async def start(): Server(Settings())\n"
         "asyncio.run(start()); print('opentelemetry' in sys.modules)"
     )

@@ -8,10 +8,10 @@ import torch
 from inference_server.kernels.isa import choice
 from inference_server.serving import automatic
 from inference_server.serving.catalog import CatalogEntry
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from inference_server.weights.shape import ModelShape
 from inference_server.weights.source import Weights
-from tests.support.tiny_encoders import write_encoder
+from tests.support.models.tiny_encoders import write_encoder
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 GIB = 2**30

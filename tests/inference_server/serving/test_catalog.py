@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from inference_server.serving.catalog import builtin_template, read_catalog
-from inference_server.settings import DEFAULT_CATALOG
+from inference_server.settings.models import DEFAULT_CATALOG
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 

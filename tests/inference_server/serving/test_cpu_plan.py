@@ -7,7 +7,7 @@ from inference_server.kernels.isa import choice
 from inference_server.serving import cpu_plan, startup
 from inference_server.serving.cpu_plan import CpuDemand, check_memory, cpu_demands, limited_caches
 from inference_server.serving.engine_groups import group_entries
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from tailrace_shared.config_errors import ConfigurationError
 from tests.support.engines import entry, hosting
 

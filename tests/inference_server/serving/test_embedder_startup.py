@@ -6,10 +6,10 @@ import torch
 from inference_server.serving import embedder_startup
 from inference_server.serving.catalog import CatalogEntry
 from inference_server.serving.embedder_startup import load_embedders
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
-from tests.support.tiny_encoders import write_encoder
+from tests.support.models.tiny_encoders import write_encoder
 
 
 @pytest.mark.parametrize("is_optional", [False, True])

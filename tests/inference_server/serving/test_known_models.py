@@ -1,4 +1,4 @@
-"""The catalogue of Workers AI's models (tailrace_shared/workers-ai.toml)."""
+"""The catalogue of Workers AI's models (tailrace_shared/catalogue/workers-ai.toml)."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from inference_server.serving.known_models import KnownModelTable, known_models
-from tailrace_shared import workers_ai
+from tailrace_shared.catalogue import workers_ai
 
 VALID = {"name": "@cf/a/b", "description": "A model", "hub": "owner/name"}
 

@@ -7,7 +7,8 @@ import pytest
 from inference_server.serving.catalog import read_catalog
 from inference_server.serving.known_models import known_models
 from inference_server.serving.model_names import configured_entries, entries_of
-from inference_server.settings import DEFAULT_CATALOG, Settings
+from inference_server.settings.models import DEFAULT_CATALOG
+from inference_server.settings.server import Settings
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 

@@ -11,7 +11,7 @@ import torch
 from inference_server.engine.native import build as native
 from inference_server.gpu.memory import GIB, least_needs, plan
 from inference_server.serving import gpu_plan, startup
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from tailrace_shared.config_errors import ConfigurationError
 from tests.support.engines import collect, entry, request
 

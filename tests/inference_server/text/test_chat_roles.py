@@ -15,7 +15,7 @@ from inference_server.text.chat.turns import Turn
 from inference_server.text.prompt_encoder import PromptEncoder
 from inference_server.text.tool_formats import Tool
 from tests.support.fakes import default_tokenizer
-from tests.support.thinking_models import chat_template
+from tests.support.models.thinking_models import chat_template
 
 NAMES = ("chatml", "gemma_2", "llama_2", "mistral_v03", "qwen3", "r1_distill", "magistral")
 LONG_ID = "call_abc123def456"

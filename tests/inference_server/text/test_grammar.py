@@ -10,7 +10,7 @@ from inference_server.text.tool_calls import CallParser
 from inference_server.text.tool_formats import MARKERS, Tool
 from inference_server.text.tools.call_grammar import MAX_CALLS, ReplyForm, reply_grammar
 from tests.support.fakes import default_tokenizer
-from tests.support.tiny_models import sentencepiece_tokenizer
+from tests.support.models.tiny_models import sentencepiece_tokenizer
 
 SCHEMA = {
     "type": "object",

@@ -15,7 +15,7 @@ from inference_server.text.grammar import GrammarError, Grammars
 from inference_server.text.grammar_check import GrammarCheck, is_cheap
 from inference_server.text.grammar_worker import startable
 from tests.support.hostile_schemas import HOSTILE_SCHEMAS
-from tests.support.tiny_models import sentencepiece_tokenizer
+from tests.support.models.tiny_models import sentencepiece_tokenizer
 
 PATTERN = {"type": "string", "pattern": "^[a-z]{2}$"}
 # Checks wait at most 1.5 s for their result; the rest allows for a busy machine.

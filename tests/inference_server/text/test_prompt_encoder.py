@@ -342,6 +342,6 @@ def test_a_pattern_matches_the_leftmost_and_longest_string(strings):
 
 def test_many_control_tokens_do_not_slow_the_search_down():
     pattern = _look_alikes(f"<|reserved_{number}|>" for number in range(1000))
-    started = time.perf_counter()
+    started = time.process_time()
     assert pattern.search("<|" * 300_000 + "a") is None
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2

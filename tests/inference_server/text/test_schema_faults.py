@@ -6,7 +6,7 @@ from inference_server.text.grammar import GrammarError, Grammars
 from inference_server.text.schema_faults import located
 from inference_server.text.tool_formats import Tool
 from inference_server.text.tools.call_grammar import ReplyForm, reply_grammar
-from tests.support.tiny_models import sentencepiece_tokenizer
+from tests.support.models.tiny_models import sentencepiece_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from inference_server.text.chat.prompts import ChatOptions
 from inference_server.text.chat.turns import Turn
 from inference_server.text.prompt_encoder import PromptEncoder
 from tests.support.fakes import default_prompts, default_tokenizer, llama_tokenizer
-from tests.support.thinking_models import chat_template, thinking_tokenizer
+from tests.support.models.thinking_models import chat_template, thinking_tokenizer
 
 USER = Turn("user", "Where is the program?")
 

@@ -14,7 +14,7 @@ from inference_server.text.prompt_encoder import PromptEncoder
 from inference_server.text.reasoning.model import ModelThoughts
 from inference_server.text.tool_formats import Tool
 from inference_server.text.tools.call_grammar import ReplyForm, reply_grammar
-from tests.support.thinking_models import chat_template, thinking_tokenizer
+from tests.support.models.thinking_models import chat_template, thinking_tokenizer
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 EOS = 2

@@ -9,7 +9,7 @@ from inference_server.text.detokenizer import Detokenizer
 from inference_server.text.reasoning.formats import FORMATS, detect_reasoning_format
 from inference_server.text.reasoning.parser import thought_parser
 from inference_server.text.reasoning.reply import ThoughtfulReplyText, with_thoughts
-from tests.support.thinking_models import chat_template
+from tests.support.models.thinking_models import chat_template
 
 THINK = FORMATS["think"]
 HARMONY = (

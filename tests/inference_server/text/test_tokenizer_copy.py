@@ -6,7 +6,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from inference_server.text.tokenizer_copy import copy_tokenizer
-from tests.support.tiny_models import sentencepiece_tokenizer
+from tests.support.models.tiny_models import sentencepiece_tokenizer
 
 
 def with_a_gap():

@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING
 from inference_server.weights.architectures import reasons, refusal
 from tailrace_shared.config_errors import ConfigurationError
 from tests.support.engines import entry, hosting
-from tests.support.text_architectures import SERVED, small_config
+from tests.support.models.text_architectures import SERVED, small_config
 
 REFUSED = {
     "bert": 'task = "embedding"',

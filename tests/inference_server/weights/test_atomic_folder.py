@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from inference_server.weights.atomic_folder import atomic_directory, made_once, remove_leftovers
-from inference_server.weights.fetching import disk_space
+from inference_server.weights.disk import space as disk_space
+from inference_server.weights.disk.atomic_folder import atomic_directory, made_once, remove_leftovers
 from tailrace_shared.config_errors import ConfigurationError
 from tests.support.processes import ROOT
 
 FILL_AND_WAIT = """
 import pathlib, sys, time
-from inference_server.weights.atomic_folder import atomic_directory
+from inference_server.weights.disk.atomic_folder import atomic_directory
 with atomic_directory(pathlib.Path(sys.argv[1])) as unfinished:
     (unfinished / "half").touch()
     print("filling", flush=True)
@@ -92,7 +92,7 @@ def test_a_disk_that_becomes_full_is_named_and_nothing_stays(tmp_path):
 def test_of_two_processes_one_makes_a_folder_and_the_other_waits_with_a_line_in_its_log(tmp_path):
     make = """
 import logging, pathlib, sys, time
-from inference_server.weights.atomic_folder import atomic_directory, made_once
+from inference_server.weights.disk.atomic_folder import atomic_directory, made_once
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 folder = pathlib.Path(sys.argv[1])
 with made_once(folder, "converting tiny"):
@@ -116,12 +116,12 @@ with made_once(folder, "converting tiny"):
 def test_the_lock_of_a_killed_process_is_free(tmp_path):
     folder = tmp_path / "converted" / "made"
     hold = (
-        "import pathlib, sys, time\nfrom inference_server.weights.atomic_folder import made_once\n"
+        "import pathlib, sys, time\nfrom inference_server.weights.disk.atomic_folder import made_once\n"
         "with made_once(pathlib.Path(sys.argv[1]), 'x'):\n    print(flush=True)\n    time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", hold, str(folder)], cwd=ROOT, stdout=subprocess.PIPE)
     process.stdout.readline()
     process.kill()
     process.communicate()
-    with made_once(folder, "x"):
-        pass
+    with made_once(folder, "x") as has_waited:
+        assert not has_waited

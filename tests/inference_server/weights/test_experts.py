@@ -17,7 +17,7 @@ from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 from tests.inference_server.weights.loading import load
 from tests.support.engines import Recorder, collect, entry, hosting, request
-from tests.support.expert_models import expert_model, round_weights, write_expert_model
+from tests.support.models.expert_models import expert_model, round_weights, write_expert_model
 
 PROMPT = [1, 300, 290, 311, 270, 333, 280, 301]
 NUM_TOKENS = 12

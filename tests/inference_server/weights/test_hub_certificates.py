@@ -12,8 +12,8 @@ import threading
 import pytest
 
 from tests.support.certificates import Authority
-from tests.support.hub import Hub
-from tests.support.hub_client import HubClient
+from tests.support.hub.client import HubClient
+from tests.support.hub.server import Hub
 
 # A separate process, because huggingface_hub fixes its address at import.
 READ_TWICE = """

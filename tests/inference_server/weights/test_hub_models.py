@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from tests.support.fakes import llama_tokenizer
-from tests.support.hub import running_hub
+from tests.support.hub.server import running_hub
 from tests.support.processes import ROOT
 
 CONFIGS = ("config of owner/large", "config of owner/gated")

@@ -18,14 +18,14 @@ from inference_server.cpu.linear.torch_backend import TorchBackend
 from inference_server.kernels.isa import choice
 from inference_server.model.runner import ModelRunner, NextToken, PromptPiece
 from inference_server.precision import cache_dtype
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from inference_server.weights import packed_cache as packed
 from inference_server.weights import prepare as prepare_module
 from inference_server.weights.prepare import prepare
 from inference_server.weights.source import Weights
-from tests.support.expert_models import write_expert_model
 from tests.support.fakes import llama_tokenizer
-from tests.support.linears import OtherBackend
+from tests.support.kernels.linears import OtherBackend
+from tests.support.models.expert_models import write_expert_model
 
 CPU = torch.device("cpu")
 
@@ -112,7 +112,7 @@ def test_a_second_start_does_not_import_the_models_of_transformers(prepared, sou
     program = f"""
 import pathlib, sys, torch
 from inference_server.weights.source import Weights
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from inference_server.weights.prepare import prepare
 import inference_server.grpc_api.server
 settings = Settings(cache_dir=pathlib.Path({str(tmp_path)!r}))

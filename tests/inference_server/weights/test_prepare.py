@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from inference_server.precision import cpu_multiplies_bfloat16
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from inference_server.weights.prepare import prepare
 from inference_server.weights.source import Weights
 

@@ -10,8 +10,8 @@ from inference_server.weights.loader import load_model
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 from tests.inference_server.weights.loading import CPU
-from tests.support import quantized_checkpoints as checkpoints
-from tests.support.tiny_models import write_model
+from tests.support.models import quantized_checkpoints as checkpoints
+from tests.support.models.tiny_models import write_model
 
 COMPRESSED = {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {}}
 PACKED = COMPRESSED | {"format": "pack-quantized", "config_groups": {"group_0": {"weights": {"num_bits": 4}}}}

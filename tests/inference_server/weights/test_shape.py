@@ -9,7 +9,7 @@ from inference_server.weights.gguf.header import read_header
 from inference_server.weights.shape import read_shape
 from inference_server.weights.sizes import model_sizes
 from tailrace_shared.config_errors import ConfigurationError
-from tests.support.tiny_models import ARCHITECTURES
+from tests.support.models.tiny_models import ARCHITECTURES
 
 
 @pytest.fixture

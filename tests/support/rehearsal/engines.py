@@ -11,7 +11,7 @@ from inference_server.generation import LogitBias, SamplingParams
 from inference_server.serving.catalog import CatalogEntry
 from inference_server.serving.hosted_model import HostedModel
 from inference_server.serving.startup import load_all
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from tests.support.engines import Recorder, collect, request
 
 LENGTHS = (5, 30, 31, 90, 70, 33)  # prompts of one block and of several, some of whole blocks

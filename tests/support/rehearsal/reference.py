@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from tests.support.adapters import merge
+from tests.support.models.adapters import merge
 from tests.support.rehearsal.engines import Reply
 
 

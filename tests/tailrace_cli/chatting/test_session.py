@@ -1,92 +1,6 @@
 """`tailrace chat` with a client that repeats each prompt."""
 
-import io
-import sys
-
 import pytest
-
-from tailrace_cli.chatting import session
-from tailrace_cli.chatting.session import chat
-from tailrace_cli.client import ModelLine, Piece, Request
-from tailrace_cli.errors import Failure, Refusal, TooLong
-
-
-class Echo:
-    """A client that records every conversation.
-
-    It refuses the message "no", its connection breaks at "break", Ctrl-C cuts the reply to "cut" and comes before the one
-    to "early", and no request may have more than `window` messages.
-    """
-
-    def __init__(self, window):
-        self.conversations = []
-        self.window = window
-
-    def models(self):
-        return [ModelLine("@cf/meta/echo", "", 100, 1), ModelLine("@cf/meta/other", "", 100, 1)]
-
-    def stream(self, request, stats):
-        if len(request.messages) > self.window:
-            raise TooLong("Too long.")
-        self.conversations.append(request.messages)
-        self.last = request
-        if request.prompt == "no":
-            raise Refusal("Refused.")
-        if request.prompt == "early":
-            raise KeyboardInterrupt
-        yield Piece("thought", is_thinking=True)
-        yield Piece("re: ")
-        if request.prompt == "cut":
-            raise KeyboardInterrupt
-        if request.prompt == "break":
-            raise Failure("The connection broke.")
-        yield Piece(request.prompt)
-        stats.prompt_tokens, stats.completion_tokens, stats.finish = 40, 2, "length"
-
-
-class Typed:
-    """An editor for tests: returns the given messages, and records the drafts. "^C" stands for Ctrl-C."""
-
-    can_edit = True
-
-    def __init__(self, messages):
-        self.messages = list(messages)
-        self.drafts = []
-
-    def read(self, default=""):
-        self.drafts.append(default)
-        if not self.messages:
-            raise EOFError
-        if (message := self.messages.pop(0)) == "^C":
-            raise KeyboardInterrupt
-        return message
-
-
-@pytest.fixture
-def talk(monkeypatch, capsys):
-    """Returns a function from lines of piped input to exit code, conversations and output."""
-
-    def run(*lines, model="", window=99):
-        monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
-        client = Echo(window)
-        code = chat(client, Request(model=model, prompt=""))
-        return code, client.conversations, capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
-def type_in(monkeypatch, capsys):
-    """Returns a function from messages typed in a terminal to exit code, client, drafts and output."""
-
-    def run(*messages, window=99):
-        client, editor = Echo(window), Typed(messages)
-        monkeypatch.setattr(session, "make_editor", lambda complete, keeps_history: editor)
-        monkeypatch.setattr(session, "is_terminal", lambda stream: stream is sys.stdin)
-        code = chat(client, Request(model="", prompt=""))
-        return code, client, editor.drafts, capsys.readouterr()
-
-    return run
 
 
 def test_each_message_follows_the_earlier_ones(talk):
@@ -199,6 +113,10 @@ def test_commands_change_the_next_request(type_in):
         ("/load nosuch.json", "nosuch.json cannot be read"),
         ("/schema [1]", "/schema [1] is neither"),
         ("/regenerate", "There is no reply to generate again."),
+        ("/continue", "There is no reply to continue."),
+        ("/file nosuch.txt", "/file nosuch.txt: No such file or directory."),
+        ("/file .", "/file .: it is a folder."),
+        ("/file /dev/zero", "/file /dev/zero: it is no regular file."),
         ("/copy", "There is no reply to copy."),
         ("/save", "/save needs the name of a file."),
     ],
@@ -211,3 +129,32 @@ def test_a_wrong_command_changes_nothing(type_in, command, sentence):
 
 def test_a_short_name_is_enough(talk):
     assert "Talking to @cf/meta/echo." in talk("", model="echo")[2].err
+
+
+def test_a_cut_reply_is_continued_until_it_is_complete(type_in):
+    _, client, _, shown = type_in("one", "/continue", "/continue", "two")
+    assert client.conversations[1] == [("user", "one"), ("assistant", "re: one")]
+    assert client.conversations[2] == [("user", "one"), ("assistant", "re: one and more"), ("user", "two")]
+    assert "re: one\n and more\n" in shown.out
+    assert "/continue continues it" in shown.err and "The last reply is complete" in shown.err
+
+
+@pytest.mark.parametrize("message", ["refuse the rest", "cut"])
+def test_a_stopped_reply_is_continued_and_a_refused_rest_changes_nothing(type_in, message):
+    _, client, drafts, _ = type_in(message, "/continue", "two")
+    answer = "re: refuse the rest" if message != "cut" else "re:  and more"
+    assert client.conversations[-1] == [("user", message), ("assistant", answer), ("user", "two")]
+    assert drafts == [""] * 4
+
+
+def test_the_messages_before_a_continued_reply_are_dropped_if_there_is_no_room(type_in):
+    _, client, _, _ = type_in("one", "two", "/continue", window=3)
+    assert client.conversations[-1] == [("user", "two"), ("assistant", "re: two")]
+    _, client, _, shown = type_in("one", "/continue", "/clear", "two", window=1)
+    assert "Too long." in shown.err and client.conversations[-1] == [("user", "two")]
+
+
+def test_a_reply_with_a_schema_is_not_continued(type_in):
+    _, client, _, shown = type_in('/schema {"a": 1}', "one", "/continue")
+    assert len(client.conversations) == 1
+    assert "cannot be continued" in shown.err and "/continue continues it" not in shown.err

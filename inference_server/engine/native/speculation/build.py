@@ -16,7 +16,7 @@ from inference_server.engine.native.speculation.drafting import MAX_SEQS, Drafti
 from inference_server.engine.spec import EngineKey, EngineSpec
 from inference_server.model.runner import ModelRunner
 from inference_server.precision import cache_dtype
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from inference_server.weights.prepare import PreparedModel, prepare
 from tailrace_shared.config_errors import ConfigurationError
 
@@ -27,7 +27,7 @@ def with_draft_model(model: PreparedModel, key: EngineKey, device: torch.device,
     """Return the model with the draft model of its key, if there is one and the device is a CPU.
 
     Raises:
-        ConfigurationError: The draft model cannot be loaded, or has another tokenizer.
+        ConfigurationError: The draft model cannot be loaded, or has a different tokenizer.
     """
     if key.draft is None or key.speculation == "off":
         return model

@@ -25,7 +25,7 @@ async def test_a_text_is_the_users_message(chat_of):
         {"type": "message", "role": "user", "content": [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]},
     ],
 )
-async def test_every_form_of_a_message(chat_of, item):
+async def test_every_form_of_a_message_is_a_turn(chat_of, item):
     assert turns(await chat_of(input=[item])) == [("user", "hi")]
 
 
@@ -192,7 +192,7 @@ async def test_a_field_that_cannot_be_honoured_is_refused_by_name(refusal_of, fi
 
 
 async def test_fields_without_an_effect_are_accepted(chat_of):
-    await chat_of(
+    chat = await chat_of(
         store=False,
         background=False,
         truncation="disabled",
@@ -208,6 +208,7 @@ async def test_fields_without_an_effect_are_accepted(chat_of):
         client_metadata={"a": "b"},
         reasoning={"summary": "auto"},
     )
+    assert chat == await chat_of()
 
 
 @pytest.mark.parametrize(
@@ -218,7 +219,7 @@ async def test_fields_without_an_effect_are_accepted(chat_of):
         ({"type": "json_schema", "name": "answer", "strict": True, "schema": SCHEMA}, "city"),
     ],
 )
-async def test_every_text_format(bridge, servicer, form, schema):
+async def test_every_text_format_reaches_the_server(bridge, servicer, form, schema):
     body = (await bridge.ask({**ASKED, "text": {"format": form}, "tools": [WEATHER]}, url=URL)).json()
     request = servicer.requests[0]
     assert body["text"]["format"] == form

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from starlette.datastructures import Headers, QueryParams
 
 from http_bridge.api.base import IncomingRequest
+from http_bridge.api.reply_writer import json_bytes
 from http_bridge.api.responses.items import _READERS, _WHY_REFUSED, _WITHOUT_TEXT
 from http_bridge.api.responses.requests import responses_job
-from http_bridge.api.workers_ai.replies import json_bytes
 from http_bridge.errors import ApiError
 from tailrace.v1 import inference_pb2 as pb
 from tests.http_bridge.conftest import BODIES

@@ -52,7 +52,7 @@ async def test_a_namespace_without_a_list_of_tools_has_none(chat_of):
         ({"type": "allowed_tools", "mode": "auto", "tools": [{"type": "mcp"}]}, pb.TOOL_CHOICE_NONE, "", []),
     ],
 )
-async def test_every_tool_choice(chat_of, choice, expected, name, allowed):
+async def test_every_tool_choice_reaches_the_server(chat_of, choice, expected, name, allowed):
     tools = [WEATHER, TIME, {"type": "mcp", "server_label": "x"}]
     chat = await chat_of(tools=tools, tool_choice=choice, parallel_tool_calls=False)
     assert (chat.tool_choice, chat.tool_name, list(chat.allowed_tools)) == (expected, name, allowed)

@@ -25,12 +25,10 @@ def shape(request, servicer):
     return request.param
 
 
-async def cut(reply):
+async def cut(reply, reason=pb.FINISH_REASON_LENGTH):
     await reply.accept()
     await reply.start()
-    completed = pb.Completed(
-        finish_reason=pb.FINISH_REASON_LENGTH, usage=pb.Usage(prompt_tokens=5, completion_tokens=5)
-    )
+    completed = pb.Completed(finish_reason=reason, usage=pb.Usage(prompt_tokens=5, completion_tokens=5))
     await reply.context.write(pb.RunResponse(completed=completed))
 
 
@@ -65,6 +63,20 @@ async def test_a_forced_call_that_was_cut_is_an_error(bridge, shape, servicer):
     text = (await bridge.ask({**FORCED, "stream": True}, url=URL, headers=STRICT)).text
     last = json.loads(text.strip().split("\n\n")[-1].removeprefix("data: "))
     assert last["errors"][0]["code"] == 8006 and "[DONE]" not in text
+
+
+@pytest.mark.parametrize(
+    ("reason", "cause"),
+    [
+        (pb.FINISH_REASON_LENGTH, "the reply reached max_tokens before"),
+        (pb.FINISH_REASON_TIME_LIMIT, "the time limit of the reply expired before"),
+    ],
+)
+async def test_the_error_of_a_cut_call_names_the_limit(bridge, shape, servicer, reason, cause):
+    servicer.script = lambda reply: cut(reply, reason)
+    (error,) = (await bridge.ask(FORCED, url=URL, headers=STRICT)).json()["errors"]
+    assert error["code"] == 8006 and cause in error["message"]
+    assert ("Increase max_tokens" in error["message"]) == (reason == pb.FINISH_REASON_LENGTH)
 
 
 async def test_a_forced_call_that_was_cut_is_a_short_reply_in_the_default_profile(bridge, shape, servicer):

@@ -10,8 +10,8 @@ from transformers import AutoConfig
 
 from inference_server.errors import UnknownAdapter, UnsupportedModel
 from inference_server.serving.catalog import CatalogEntry
-from tests.support.adapters import linear_shapes, write_adapter
 from tests.support.engines import collect, entry, hosting, request
+from tests.support.models.adapters import linear_shapes, write_adapter
 
 PROMPT = [259 + (3 * place) % 140 for place in range(70)]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from inference_server.engine.native.scheduling.scheduler import Scheduler
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from tests.inference_server.engine.native.scheduling.test_scheduler import run, scheduler
 from tests.inference_server.engine.native.stepping import Run, sampled, wanted
 from tests.support.fakes import sequence

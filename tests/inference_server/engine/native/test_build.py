@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from inference_server.engine.native.build import _num_blocks, _scheduler_policy
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from tailrace_shared.config_errors import ConfigurationError
 
 

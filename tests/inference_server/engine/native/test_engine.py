@@ -108,10 +108,13 @@ async def test_a_full_prompt_leaves_the_rest_of_the_window(
 async def test_a_cancelled_sequence_leaves_before_the_next_step(llama):
     async with llama.submit(request(prompt(10), **ENDLESS)) as reply:
         await read_until_delta(reply)
-    await until(lambda: llama.engine.scheduler.is_idle, seconds=0.5)
+        (seq,) = llama.engine.scheduler.running
+    await until(lambda: llama.engine.scheduler.is_idle)
+    assert not seq.is_at_length
 
 
 async def test_a_request_cancelled_while_waiting_never_runs(llama):
+    recorder = Recorder(llama)
     async with llama.submit(request(prompt(5), **ENDLESS)) as running:
         await read_until_delta(running)
         others = [llama.submit(request(prompt(5), **ENDLESS)) for _ in range(3)]
@@ -119,16 +122,19 @@ async def test_a_request_cancelled_while_waiting_never_runs(llama):
             await other.__aenter__()
         async with llama.submit(request(prompt(5), request_id="waiting")):
             await until(lambda: len(llama.engine.scheduler.waiting) == 1)
-        await until(lambda: not llama.engine.scheduler.waiting, seconds=0.5)
+        await until(lambda: not llama.engine.scheduler.waiting)
         for other in others:
             await other.__aexit__(None, None, None)
     await until(lambda: llama.engine.num_in_flight == 0)
+    assert recorder.completion("waiting", 5) == []
 
 
 async def test_a_request_cancelled_during_prefill_leaves(llama):
     async with llama.submit(request(prompt(2000), **ENDLESS)):
         await until(lambda: any(seq.num_computed for seq in llama.engine.scheduler.running))
-    await until(lambda: llama.engine.scheduler.is_idle, seconds=0.5)
+        (seq,) = llama.engine.scheduler.running
+    await until(lambda: llama.engine.scheduler.is_idle)
+    assert not seq.is_at_length
 
 
 async def test_a_waiting_request_is_admitted_when_another_finishes(llama):
@@ -172,7 +178,7 @@ async def test_reject_if_busy_refuses_instead_of_waiting(llama):
 
 
 async def test_a_time_limit_returns_the_text_so_far(llama):
-    reply = await collect(llama, request(prompt(10), time_limit_seconds=0.2, **ENDLESS))
+    reply = await collect(llama, request(prompt(10), time_limit_seconds=0.6, **ENDLESS))
     assert reply.completed.finish_reason is FinishReason.TIME_LIMIT
     assert 0 < reply.completed.usage.completion_tokens < 1800
     assert reply.text

@@ -8,7 +8,7 @@ import pytest
 
 from inference_server.engine.vllm.client import VllmClient
 from inference_server.engine.vllm.engine_args import adapter_arguments
-from tests.support.adapters import write_adapter
+from tests.support.models.adapters import write_adapter
 
 SHAPES = {"model.layers.0.self_attn.q_proj": (16, 16)}
 

@@ -28,7 +28,7 @@ from inference_server.generation import (
 )
 from inference_server.serving.catalog import read_catalog
 from inference_server.serving.startup import load_all
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from tailrace_shared.config_errors import ConfigurationError
 from tests.support.engines import entry
 

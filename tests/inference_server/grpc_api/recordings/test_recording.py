@@ -1,10 +1,14 @@
 """The file of a recording: it keeps the whole reply, and has nothing that changes from one recording to the next."""
 
+import json
+
 import pytest
 
+from inference_server.errors import FieldViolation, InvalidField, PromptTooLong
 from inference_server.grpc_api.conversion import response
 from inference_server.grpc_api.recordings.canonical import canonical
 from inference_server.grpc_api.recordings.recording import Recording
+from inference_server.grpc_api.recordings.refusal_json import refusal_json, refusal_of_json
 from tailrace.v1 import inference_pb2 as pb
 from tests.inference_server.grpc_api.recordings.messages import candidate, reply, run
 
@@ -46,6 +50,29 @@ def test_half_of_a_surrogate_pair_in_json_is_recorded_as_its_escape():
     request.chat.tools.add(name="f", parameters='{"description": "\\ud83d"}')
     recording = Recording("Run", canonical(request, pb.Sampling()), reply(*DELTAS))
     assert Recording.of_text(recording.to_text().encode().decode()) == recording
+
+
+@pytest.mark.parametrize(
+    "error",
+    [PromptTooLong(9, 5), InvalidField(FieldViolation("chat.turns", "have a role"), FieldViolation("text", "x"))],
+)
+def test_a_refusal_is_read_back(error):
+    recording = Recording("Run", canonical(run(), pb.Sampling()), [], refusal_json(error))
+    read = Recording.of_text(recording.to_text())
+    assert read == recording and read.key == recorded(reply()).key
+    again = refusal_of_json(read.refusal)
+    assert (type(again), str(again)) == (type(error), str(error))
+
+
+@pytest.mark.parametrize("error", ["x", [], {}, {"reason": "OTHER"}, {"reason": "INVALID_FIELD", "violations": []}])
+def test_a_damaged_refusal_is_refused(error):
+    text = json.dumps(
+        {"tailrace_recording": 1, "method": "Run", "request": canonical(run(), pb.Sampling()), "error": error}
+    )
+    with pytest.raises(ValueError, match="is damaged"):
+        Recording.of_text(text)
+    with pytest.raises(ValueError, match="a refusal of the method CountTokens is not replayed"):
+        Recording.of_text(text.replace('"Run"', '"CountTokens"'))
 
 
 def test_ids_and_timings_are_not_recorded():

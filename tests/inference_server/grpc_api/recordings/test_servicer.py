@@ -10,8 +10,8 @@ import pytest
 from inference_server.grpc_api.recordings.folder import RecordingsFolder
 from tailrace.v1 import inference_pb2 as pb
 from tests.support.engines import until
+from tests.support.models.tiny_encoders import write_encoder
 from tests.support.servers import MODEL, chat, details, running_server, write_catalog
-from tests.support.tiny_encoders import write_encoder
 
 VECTORS = "@cf/test/vectors"
 SHAPE = '{"type": "object", "properties": {"a": {"enum": ["b", "c"]}}, "required": ["a"]}'
@@ -123,6 +123,22 @@ async def test_a_request_that_a_model_would_refuse_is_refused_alike(replaying, c
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await all_of(replaying.stub, request)
     assert details(refused.value)["ErrorInfo"].reason == reason
+
+
+async def test_a_refusal_by_the_model_is_replayed(catalog, tmp_path):
+    last_is_users = chat("continue me")
+    last_is_users.chat.continue_final_turn = True
+    requests = [chat("word " * 3000), last_is_users]
+    found = []
+    for mode in ("record", "replay"):
+        async with running_server(catalog, recordings=tmp_path, recordings_mode=mode) as running:
+            for request in requests:
+                with pytest.raises(grpc.aio.AioRpcError) as refused:
+                    await all_of(running.stub, request)
+                found.append((refused.value.code(), refused.value.details(), details(refused.value)))
+    assert [each["ErrorInfo"].reason for _, _, each in found[:2]] == ["PROMPT_TOO_LONG", "INVALID_FIELD"]
+    assert found[2:] == found[:2]
+    assert len(RecordingsFolder(tmp_path, "replay")) == 2
 
 
 async def test_auto_replays_what_is_recorded_and_records_the_rest(recorded, catalog, tmp_path):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.hub import running_hub
-from tests.support.hub_client import HubClient
+from tests.support.hub.client import HubClient
+from tests.support.hub.server import running_hub
 
 SMALL = {
     "config.json": b'{"model_type": "llama"}',

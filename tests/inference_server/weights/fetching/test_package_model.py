@@ -8,7 +8,7 @@ import zipfile
 import pytest
 
 from inference_server.serving.catalog import read_catalog
-from inference_server.settings import DEFAULT_CATALOG
+from inference_server.settings.models import DEFAULT_CATALOG
 from inference_server.weights.fetching import package_model
 from inference_server.weights.fetching.package_model import ModelWheel, PackageModel, package_folder
 from tailrace_shared.config_errors import ConfigurationError

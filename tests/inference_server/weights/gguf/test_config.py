@@ -10,7 +10,7 @@ from transformers import AutoConfig, LlamaConfig
 from inference_server.weights.gguf.config import end_tokens, read_model_config
 from inference_server.weights.gguf.file import GgufFile
 from tailrace_shared.config_errors import ConfigurationError
-from tests.support.gguf_files import add_byte_level_tokenizer, add_tensor, finish
+from tests.support.models.gguf_files import add_byte_level_tokenizer, add_tensor, finish
 
 HEAD_DIM = 64
 

@@ -13,7 +13,7 @@ from inference_server.kernels.jit.kernel import kernel
 from inference_server.kernels.linear import stored, stored_int4
 from inference_server.weights.gguf.formats import format_of
 from tailrace_shared.config_errors import ConfigurationError
-from tests.support.gguf_files import random_blocks
+from tests.support.models.gguf_files import random_blocks
 
 BLOCKS = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
 NEEDS_KERNELS = pytest.mark.skipif(chosen() is None, reason="this CPU has no linear kernels")

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Qwen2Config
 
 from inference_server.kernels.isa.choice import chosen
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from inference_server.weights import packed_cache
 from inference_server.weights.download import local_folder
 from inference_server.weights.gguf.config import natural_precision
@@ -24,7 +24,7 @@ from inference_server.weights.prepare import prepare
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 from tests.inference_server.weights.loading import CPU, load, logits
-from tests.support.gguf_files import add_byte_level_tokenizer, add_tensor, finish, write_gguf
+from tests.support.models.gguf_files import add_byte_level_tokenizer, add_tensor, finish, write_gguf
 
 
 @pytest.fixture(scope="module")

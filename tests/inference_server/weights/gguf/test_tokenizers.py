@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from inference_server.weights.gguf.file import GgufFile
 from inference_server.weights.gguf.tokenizer import read_gguf_tokenizer
-from tests.support.gguf_files import add_byte_level_tokenizer, add_tensor, finish
+from tests.support.models.gguf_files import add_byte_level_tokenizer, add_tensor, finish
 
 TEXTS = [
     "The model answers questions, and it's quick: 12 345 tokens in 2026!",

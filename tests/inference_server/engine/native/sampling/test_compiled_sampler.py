@@ -10,10 +10,10 @@ from inference_server.engine.native.gumbel import gumbel, key, uniform_of_all
 from inference_server.engine.native.penalties import PenaltyState
 from inference_server.engine.native.sampler import NotFinite, Row, sample
 from inference_server.generation import LogitBias, SamplingParams
+from inference_server.kernels import sampling_calls as calls
 from inference_server.kernels.isa import choice
 from inference_server.kernels.jit import kernel as registry
 from inference_server.kernels.jit.kernel import kernel as compiled
-from inference_server.kernels.sampling import calls
 
 CPU = torch.device("cpu")
 EVERY_SET = pytest.mark.parametrize("isa", choice.available(), ids=lambda isa: isa.name)
@@ -125,6 +125,18 @@ def test_of_equal_logits_those_with_the_smallest_ids_are_kept(narrowed, use):
     use(choice.available()[0])
     rows = [Row(SamplingParams(seed=seed, temperature=1.0, **narrowed), 1) for seed in range(60)]
     assert set(tokens(sample(torch.full((60, 200), -0.0), rows))) == {0, 1, 2}
+
+
+def test_torch_samples_rows_with_a_parameter_that_the_kernel_lacks(use, monkeypatch):
+    rows, logits = varied_rows(1001), logits_of(NUM_ROWS, 1001)
+    use(None)
+    wanted = tokens(sample(logits.clone(), rows))
+    use(choice.available()[0])
+    # A kernel that ignores min_p.
+    monkeypatch.setattr(sampling, "logit_depth", lambda params: -math.inf)
+    assert tokens(sample(logits.clone(), rows)) != wanted
+    monkeypatch.setattr(sampling, "UNCOMPILED", {"min_p": 0.0})
+    assert tokens(sample(logits, rows)) == wanted
 
 
 def test_torch_decides_between_scores_that_are_nearly_equal(use, monkeypatch):

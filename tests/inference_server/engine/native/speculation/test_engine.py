@@ -11,8 +11,8 @@ from inference_server.generation import SamplingParams
 from inference_server.model.runner import NextToken, PromptPiece
 from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
-from tests.support import tiny_models
 from tests.support.engines import Recorder, collect, entry, hosting, request
+from tests.support.models import tiny_models
 
 PROMPT = [259 + (3 * place) % 40 for place in range(100)]  # repeats itself
 GREEDY = SamplingParams(seed=1, temperature=0.0, ignore_eos=True)
