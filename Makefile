@@ -14,6 +14,7 @@ PYTEST := $(BIN)/python -m pytest
 VLLM_VENV ?= .venv-vllm
 VLLM_STAMP := $(VLLM_VENV)/.installed
 TOOLS_STAMP := build/tools/.installed
+PACKAGING_STAMP := build/packaging/.installed
 # None of these targets is a file, even where a folder has the same name.
 .PHONY: help install install-run run test test-arm test-exact test-browser test-clients test-compose test-deploy test-proxies \
 	test-npm test-frameworks test-rehearsal test-reliability test-vllm npm-package bench bench-kernels bench-gpu check docs docs-generate playground check-playground format proto check-proto \
@@ -158,14 +159,14 @@ playground: $(PLAYGROUND_STAMP) ## Check the types of playground/, and bundle it
 check-playground: $(PLAYGROUND_STAMP) ## Bundle the playground again and compare: the committed files are exactly those
 	cd playground && npm run --silent types && node build.mjs --check
 
-check: install check-proto docs ## Format, lint, types, import rules, contract, Dockerfiles, npm package, documentation
+check: install check-proto docs ## Format, lint, types, import rules, contract, Dockerfile, npm package, documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
-	$(BIN)/hadolint Dockerfile */Dockerfile
+	$(BIN)/hadolint Dockerfile
 	$(BIN)/python -m tests.npm.build --check
 
 # Strict: a link to a page, a heading or a file that does not exist fails the build.
@@ -213,9 +214,15 @@ audit: install ## Compare requirements/*.txt with the stored list of advisories 
 check-proto: proto
 	@git diff --exit-code --stat -- tailrace/v1 || { echo "The stubs in tailrace/v1/ are out of date: commit the files that 'make proto' wrote."; exit 1; }
 
-# The wheel is built from the sdist, so that the sdist is known to be complete.
-wheel: install ## Build the Python package: build/tailrace-VERSION-py3-none-any.whl, and the sdist
-	$(BIN)/python -m build --quiet --outdir build .
+# Building needs these few packages, and none of .venv.
+$(PACKAGING_STAMP): requirements/build.txt
+	$(PYTHON) -m venv build/packaging
+	build/packaging/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --require-hashes --requirement requirements/build.txt
+	@touch $@
+
+# The wheel is built from the sdist, so that the sdist is known to be complete. No isolation: pip would install another setuptools.
+wheel: $(PACKAGING_STAMP) ## Build the Python package: build/tailrace-VERSION-py3-none-any.whl, and the sdist
+	build/packaging/bin/python -m build --quiet --no-isolation --outdir build .
 	@ls build/tailrace-*.whl build/tailrace-*.tar.gz
 
 clean: ## Remove the virtual environment and caches of this folder

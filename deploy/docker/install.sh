@@ -1,9 +1,11 @@
 #!/bin/sh
-# Installs the locked packages of an image. pip compares every file with the digests in requirements/*.txt. The Dockerfiles
-# call it once for each layer:
+# Installs the locked packages of an image. pip compares every file with the digests in requirements/*.txt. The Dockerfile
+# calls it once for each layer:
+#   install.sh bytecode  the bytecode of Python's own modules
 #   install.sh torch     torch from TORCH_INDEX_URL, and the packages that torch for CUDA needs
 #   install.sh models    the default models
-#   install.sh NAME      the packages of requirements/NAME.txt; removes pip afterwards, so it comes last
+#   install.sh NAME      the packages of requirements/NAME.txt
+#   install.sh finish    removes pip, so it comes last
 # Files that a server never loads are deleted in the layer that installed them. tests/compose/test_image.py shows that
 # everything works without them.
 set -eu
@@ -13,6 +15,12 @@ locked() { pip install --no-deps --require-hashes --requirement "requirements/$1
 
 # numpy's own tests stay, because numpy.testing imports one of them.
 delete_tests() { find "$packages" -type d -name tests -not -path '*/numpy/*' -prune -exec rm -rf {} +; }
+
+# The base image has no bytecode, and the services' user could not store any. So each process would compile these modules.
+compile_python() {
+    python -m compileall -q -j 0 -x '/(idlelib|lib2to3|tests?|(site|dist)-packages)/' \
+        "$(python -c "import sysconfig; print(sysconfig.get_path('stdlib'))")"
+}
 
 install_torch() {
     torch=$(sed -n 's/^\(torch==[0-9.]*\).*/\1/p' requirements/torch.txt)
@@ -57,11 +65,12 @@ install_rest() {
     if [ -d "$packages/bitsandbytes" ] && ! [ -e "$packages/torch/lib/libtorch_cuda.so" ]; then
         find "$packages/bitsandbytes" -name 'libbitsandbytes_*.so' -not -name '*_cpu.so' -delete
     fi
-    pip uninstall --yes pip setuptools wheel
 }
 
 case $1 in
+bytecode) compile_python ;;
 torch) install_torch ;;
 models) install_models ;;
+finish) pip uninstall --yes pip setuptools wheel ;;
 *) install_rest "$1" ;;
 esac

@@ -61,6 +61,7 @@ def import_startup() -> ModuleType:
         from inference_server.weights import loader
 
         loader.silence_libraries()
+        loader.read_models_folder_once()
     garbage.resume()
     return startup
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub.utils.tqdm import disable_progress_bars
+from transformers.utils import import_utils
 
 from inference_server import garbage
 from inference_server.attention import paged as attention
@@ -58,6 +59,21 @@ def silence_libraries() -> None:
     # bitsandbytes warns of a cast in every linear layer of every step if activations are not float16.
     for name in ("bitsandbytes", "bitsandbytes.autograd._functions"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def read_models_folder_once() -> None:
+    """Make transformers reuse its list of model classes, which takes 0.25 s to compile (AMD EPYC, Zen 4).
+
+    transformers reads the 2,000 files of its folder `models` when it is imported, and again when it imports that package,
+    because the second call names the folder by its __init__.py. Call this function between the two.
+    """
+    define = import_utils.define_import_structure
+    models = Path(transformers.__file__).parent / "models"
+
+    def define_once(module_path: str | Path, prefix: str | None = None) -> Any:
+        return define(models if Path(module_path) == models / "__init__.py" else module_path, prefix)
+
+    import_utils.define_import_structure = define_once
 
 
 def load_model(

@@ -25,14 +25,15 @@ def finished(*command: object, **options) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    """Build sdist and wheel as `make wheel` does. Returns the wheel."""
-    folder = tmp_path_factory.mktemp("wheel")
+    """Build sdist and wheel with `make wheel`, in a folder without .venv. Returns the wheel."""
+    folder = tmp_path_factory.mktemp("source")
     # Built from tracked files alone, so that other files of the working folder cannot enter the wheel.
     names = finished("git", "ls-files", "-z", cwd=ROOT, check=True).stdout.split("\0")
     for name in filter(None, names):
-        (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / name, folder / "source" / name)
-    finished(sys.executable, "-m", "build", "--outdir", folder / "build", folder / "source", check=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, folder / name)
+    finished("make", "wheel", f"PYTHON={sys.executable}", cwd=folder, check=True)
+    assert not (folder / ".venv").exists()
     (wheel,) = (folder / "build").glob("*.whl")
     return wheel
 
@@ -97,7 +98,7 @@ def test_the_wheel_has_the_packages_with_their_files_and_nothing_else(built):
     folders = {name.partition("/")[0] for name in names if ".dist-info" not in name}
     assert folders == {"tailrace", "tailrace_cli", "tailrace_shared", "inference_server", "http_bridge"}
     tracked = finished("git", "ls-files", *folders, cwd=ROOT, check=True).stdout.split()
-    left_out = {name for name in tracked if not name.endswith("Dockerfile")} - set(names)
+    left_out = set(tracked) - set(names)
     assert not left_out and {"tailrace/py.typed", "tailrace-0.1.0.dist-info/licenses/LICENSE"} <= set(names)
 
 

@@ -1,4 +1,4 @@
-"""A single stack for all files of this folder, which run in the order of their names."""
+"""A single stack and a single image for all files of this folder, which run in the order of their names."""
 
 import subprocess
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from tests.compose.image import BUILT, IMAGE, build
 from tests.compose.stack import BUILD_SECONDS, REPLY_SECONDS, RUN_PATH, START_SECONDS, TOKEN, Stack
 
 
@@ -40,6 +41,16 @@ def stack() -> Iterator[Stack]:
         yield stack
     finally:
         stack.timed("down", "--volumes", "--rmi=local", "--timeout=10", seconds=120)
+
+
+@pytest.fixture(scope="session")
+def docker(unstarted: Stack) -> Iterator[Stack]:
+    """Build the image `tailrace`. Yields Docker's commands."""
+    _need_docker(["docker", "info"])
+    build(unstarted)
+    yield unstarted
+    if not BUILT:
+        unstarted.docker("rmi", "--no-prune", IMAGE)
 
 
 @pytest.fixture

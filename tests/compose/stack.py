@@ -102,6 +102,11 @@ class Stack:
         assert done.returncode == 0, f"docker {' '.join(arguments)}:\n{done.stderr[-4000:]}"
         return done.stdout.strip()
 
+    def log(self, container: str) -> str:
+        """Return everything that a container has written: its output, then its errors and log lines."""
+        done = self._docker("logs", container, seconds=60)
+        return done.stdout + done.stderr
+
     def _docker(self, *arguments: str, seconds: float) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["docker", *arguments],

@@ -5,7 +5,8 @@ src/Runner.Worker/Container/DockerCommandManager.cs and ContainerOperationProvid
 """
 
 import json
-import os
+import platform
+import re
 import secrets
 import subprocess
 import time
@@ -15,16 +16,13 @@ import httpx
 import pytest
 import yaml
 
-from tests.compose.stack import BUILD_SECONDS, MODELS, REPLY_SECONDS, START_SECONDS, TOKEN, Stack
+from tests.compose.image import IMAGE, container, wait_until_healthy
+from tests.compose.stack import MODELS, REPLY_SECONDS, TOKEN
 from tests.supply_chain.lock import pins
 from tests.support.processes import ROOT, free_address
 
 pytestmark = [pytest.mark.compose, pytest.mark.timeout(3600)]
 
-CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-# An image that exists already, or a name for the one that is built here.
-BUILT = os.environ.get("TAILRACE_TEST_IMAGE", "")
-IMAGE = BUILT or f"tailrace-test-{secrets.token_hex(4)}"
 # The service of the example's workflow (docs/frameworks/github-actions.md).
 WORKFLOW = ROOT / "examples" / "frameworks" / "github-actions" / "service.yml"
 # A user without an entry in /etc/passwd, as OpenShift assigns one.
@@ -32,20 +30,6 @@ USER = "1000680000:0"
 CHAT = {"messages": [{"role": "user", "content": "What is the capital of Japan?"}], "temperature": 0, "max_tokens": 12}
 SCHEMA = {"type": "object", "properties": {"city": {"enum": ["Tokyo", "Paris"]}}, "required": ["city"]}
 JSON_MODE = CHAT | {"response_format": {"type": "json_schema", "json_schema": SCHEMA}, "max_tokens": 30}
-
-
-@pytest.fixture(scope="module")
-def docker(unstarted) -> Iterator[Stack]:
-    """Build the image, unless TAILRACE_TEST_IMAGE names one. Yields Docker's commands. The layers stay for the next build."""
-    if BUILT:
-        yield unstarted
-        return
-    index = os.environ.get("TORCH_INDEX_URL") or CPU_INDEX
-    started = time.monotonic()
-    unstarted.docker("build", f"--tag={IMAGE}", f"--build-arg=TORCH_INDEX_URL={index}", ".", seconds=BUILD_SECONDS)
-    print(f"docker build: {time.monotonic() - started:.1f} s")
-    yield unstarted
-    unstarted.docker("rmi", "--no-prune", IMAGE)
 
 
 @pytest.fixture(scope="module")
@@ -60,30 +44,17 @@ def service(docker) -> Iterator[tuple[str, str]]:
     options += [*defined.get("options", "").split(), "--user", USER, "-e", "OMP_NUM_THREADS=1"]
     options += [option for name, value in defined.get("env", {}).items() for option in ("-e", f"{name}={value}")]
     options += ["-e", "GITHUB_ACTIONS=true", "-e", "CI=true"]
-    container = docker.docker("create", "--name", f"{network}_tailrace", *options, IMAGE)
+    created = docker.docker("create", "--name", f"{network}_tailrace", *options, IMAGE)
     started = time.monotonic()
-    docker.docker("start", container)
+    docker.docker("start", created)
     try:
-        wait_as_the_runner_does(docker, container)
+        wait_until_healthy(docker, created)
         print(f"healthy for the runner after {time.monotonic() - started:.1f} s")
         yield network, address
     finally:
-        print(docker.docker("logs", container)[-1500:])
-        docker.docker("rm", "--force", container)
+        print(docker.log(created)[-1500:])
+        docker.docker("rm", "--force", created)
         docker.docker("network", "rm", network)
-
-
-def wait_as_the_runner_does(docker: Stack, container: str) -> None:
-    """Wait for the image's own health check, in growing intervals."""
-    status, pause = "starting", 2.0
-    deadline = time.monotonic() + START_SECONDS
-    while status == "starting" and time.monotonic() < deadline:
-        time.sleep(pause)
-        pause = min(2 * pause, 8.0)
-        status = docker.docker(
-            "inspect", "--format={{if .Config.Healthcheck}}{{print .State.Health.Status}}{{end}}", container
-        )
-    assert status == "healthy", docker.docker("logs", "--tail=30", container)
 
 
 @pytest.fixture
@@ -122,16 +93,14 @@ def test_other_containers_of_the_job_reach_the_service_by_its_name(docker, servi
 
 
 def test_the_command_in_the_container_needs_no_options(docker, service):
-    (container,) = docker.docker("ps", "--quiet", f"--filter=name={service[0]}_tailrace").split()
-    assert "Tokyo" in docker.docker(
-        "exec", container, "tailrace", "run", "--temperature=0", CHAT["messages"][0]["content"]
-    )
+    question = CHAT["messages"][0]["content"]
+    assert "Tokyo" in docker.docker("exec", f"{service[0]}_tailrace", "tailrace", "run", "--temperature=0", question)
 
 
 def test_the_first_start_prepares_nothing_and_stores_nothing(docker, service):
-    (container,) = docker.docker("ps", "--quiet", f"--filter=name={service[0]}_tailrace").split()
-    assert docker.docker("diff", container) == ""
-    assert docker.docker("exec", container, "id", "-u") == USER.partition(":")[0]
+    name = f"{service[0]}_tailrace"
+    assert docker.docker("diff", name) == ""
+    assert docker.docker("exec", name, "id", "-u") == USER.partition(":")[0]
 
 
 def test_arguments_are_those_of_the_command(docker):
@@ -140,17 +109,24 @@ def test_arguments_are_those_of_the_command(docker):
 
 
 def test_one_model_is_served_read_only_by_any_user_and_group(docker):
-    options = ["--detach", "--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges:true"]
-    options += ["--user=12345:54321", "--init", "--network=none", "-e", "OMP_NUM_THREADS=1"]
-    container = docker.docker("run", *options, IMAGE, "serve", MODELS[2])
-    try:
-        wait_as_the_runner_does(docker, container)
-        assert docker.docker("exec", container, "tailrace", "models").count("@cf/") == 1
-        assert "Traceback" not in docker.docker("logs", container)
-        docker.docker("stop", container, seconds=60)
-        assert docker.docker("inspect", "--format={{.State.ExitCode}}", container) == "0"
-    finally:
-        docker.docker("rm", "--force", container)
+    options = ["--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges:true"]
+    options += ["--user=12345:54321", "--init", "-e", "OMP_NUM_THREADS=1"]
+    with container(docker, *options, arguments=("serve", MODELS[2])) as one:
+        wait_until_healthy(docker, one)
+        assert docker.docker("exec", one, "tailrace", "models").count("@cf/") == 1
+        assert "Traceback" not in docker.log(one)
+        docker.docker("stop", one, seconds=60)
+        assert docker.docker("inspect", "--format={{.State.ExitCode}}", one) == "0"
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the image is for another architecture")
+def test_a_cpu_with_avx2_alone_uses_what_the_image_prepared(docker):
+    options = ["-e", "TAILRACE_CPU_FEATURES=avx2", "-e", "OMP_NUM_THREADS=1"]
+    with container(docker, *options, arguments=("serve", MODELS[2])) as one:
+        wait_until_healthy(docker, one)
+        log = docker.log(one)
+        assert "kernels for avx2" in log and not re.search("again|loading|packing", log)
+        assert docker.docker("diff", one) == ""
 
 
 CONTENTS = """

@@ -1,4 +1,4 @@
-"""The files from which the image `tailrace` is built. Needs no Docker."""
+"""The files from which the images are built. Needs no Docker."""
 
 import os
 import re
@@ -7,11 +7,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
+from tests.compose.stack import SERVICES
 from tests.support.processes import ROOT
 
 COMMAND = ROOT / "deploy" / "docker" / "tailrace.sh"
-DOCKERFILES = [ROOT / "Dockerfile", *sorted(ROOT.glob("*/Dockerfile"))]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 
 @pytest.fixture
@@ -47,13 +49,13 @@ def test_with_a_file_of_tokens_the_default_one_is_not_valid(tokens):
 
 
 def test_no_build_step_depends_on_an_architecture():
-    text = "".join(path.read_text() for path in (*DOCKERFILES, *COMMAND.parent.glob("*.sh")))
+    text = DOCKERFILE + "".join(path.read_text() for path in COMMAND.parent.glob("*.sh"))
     code = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
     assert not re.search(r"amd64|x86_64|arm64|aarch64|--platform", code)
 
 
 def test_every_requirement_of_an_image_comes_from_a_lock_file():
-    assert not any(re.search(r"^(RUN|    ).*pip ", path.read_text(), re.MULTILINE) for path in DOCKERFILES)
+    assert not re.search(r"^(RUN|    ).*pip ", DOCKERFILE, re.MULTILINE)
     installs = re.findall(r"pip (?:install|download).*", (COMMAND.parent / "install.sh").read_text())
     assert len(installs) == 3 and "--require-hashes" in installs[0]
     assert all('"$torch"' in each for each in installs[1:])
@@ -61,7 +63,14 @@ def test_every_requirement_of_an_image_comes_from_a_lock_file():
 
 def test_the_label_has_the_projects_version():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert f'org.opencontainers.image.version="{version}"' in DOCKERFILES[0].read_text()
+    assert f'org.opencontainers.image.version="{version}"' in DOCKERFILE
+
+
+def test_every_service_of_the_compose_file_has_its_target_and_tailrace_is_the_default_one():
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    targets = [service["build"]["target"] for service in services.values() if "build" in service]
+    stages = re.findall(r"^FROM \S+ AS (\S+)$", DOCKERFILE, re.MULTILINE)
+    assert targets == SERVICES and set(targets) < set(stages) and stages[-1] == "tailrace"
 
 
 def test_the_build_context_contains_no_compiled_files():

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.compose, pytest.mark.timeout(900)]
 REPLICAS = 3
 
 # With this many tokens, a reply that started first is still running when the container of its server is killed.
-LONG_REPLY = 1000
+LONG_REPLY = 600
 
 
 @pytest.fixture(scope="module")

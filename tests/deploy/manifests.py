@@ -19,8 +19,8 @@ KUBERNETES = ROOT / "deploy" / "kubernetes"
 BASE, GPU = KUBERNETES / "base", KUBERNETES / "overlays" / "gpu"
 # The oldest version that has all used fields, and the newest version with schemas.
 VERSIONS = ("1.30", "1.37")
-# By workload, which has the same name as its container.
-SERVICES = {"inference-server": "inference_server", "http-bridge": "http_bridge"}
+# The workloads. Their containers have the same names.
+SERVICES = ("inference-server", "http-bridge")
 
 Document = dict[str, Any]
 

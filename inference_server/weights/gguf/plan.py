@@ -1,8 +1,9 @@
 """Stores the structure of a packed decoder, so that the next start reads its weights without transformers' models.
 
 The weights stay in the GGUF file. A plan names, for each packed layer, its tensors in the file. The plan's file
-contains the other tensors, which are small: norms, rotary frequencies, biases. A plan is valid for one precision, one
-layout of packed weights, and one version of all other inputs. Its path depends on all of them.
+contains the other tensors, which are small: norms, rotary frequencies, biases. A plan is valid for one precision and one
+version of all other inputs. Its path depends on all of them. It is valid for every CPU that has compiled kernels: the
+weights get the layout of the CPU that reads the plan. So the plans in a container image fit every CPU of its architecture.
 """
 
 import hashlib
@@ -21,9 +22,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from inference_server.cpu.decoder_weights import DecoderWeights
-from inference_server.cpu.linear.backends import BACKENDS, preferred_layout
+from inference_server.cpu.linear.backends import BACKENDS
 from inference_server.cpu.linear.kernel_linear import KernelLinear, WeightFormat
 from inference_server.cpu.linear.pack import pack
+from inference_server.kernels.isa.choice import chosen
 from inference_server.precision import Precision
 from inference_server.weights import packed_cache
 from inference_server.weights.gguf.file import FileTensor
@@ -65,7 +67,8 @@ def plan_path(folder: Path, precision: Precision, *, batch_invariant: bool, rope
     determining = json.dumps([_FORMAT, packed_cache.FORMAT, version("torch")])
     digest = hashlib.sha256(determining.encode()).hexdigest()[:8]
     variant = "-".join(part for part in (precision, "invariant" if batch_invariant else "", rope) if part)
-    return folder / f"plan-{variant}.{preferred_layout()}-{digest}.safetensors"
+    # No plan is written without kernels.
+    return folder / f"plan-{variant}.{'torch' if chosen() is None else 'kernels'}-{digest}.safetensors"
 
 
 def write_plan(
@@ -115,7 +118,7 @@ def read_plan(path: Path, source: Path) -> Planned:
     """Read a decoder's weights from the GGUF file `source` according to the plan at `path`.
 
     Raises:
-        ValueError: The plan is damaged, or no kernel of this CPU has its layout.
+        ValueError: The plan is damaged, or this CPU has no kernel for one of its layers.
     """
     try:
         return _read_plan(path, source)
@@ -157,7 +160,7 @@ def _packed(sources: list[FileLinear], kind: dict[str, Any]) -> KernelLinear:
         is_gated=kind["is_gated"],
     )
     if not isinstance(layer, KernelLinear) or asdict(layer.packed.kind) != kind:
-        raise ValueError("no kernel of this CPU has the layout of the plan")
+        raise ValueError("this CPU has no kernel for a layer of the plan")
     return layer
 
 

@@ -1,6 +1,8 @@
 """Weights from a folder: precision and error messages."""
 
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +20,33 @@ from inference_server.weights.source import Weights
 from tailrace_shared.config_errors import ConfigurationError
 from tests.inference_server.weights.loading import CPU, load, logits
 from tests.support.fakes import llama_tokenizer
+
+# Runs in a process of its own, because imports happen once.
+READS = """
+import os, sys
+from inference_server.weights import loader
+if sys.argv[1:]:
+    loader.read_models_folder_once()
+read = set()
+sys.addaudithook(lambda event, values: read.add(str(values[0])) if event == "open" else None)
+import transformers.models
+print(sum("transformers/models/" in name and name.endswith(".py") for name in read))
+read.clear()
+from transformers import LlamaConfig
+print(LlamaConfig.model_type)
+"""
+
+
+def test_the_start_makes_transformers_read_its_models_once():
+    def read(*arguments):
+        command = [sys.executable, "-c", READS, *arguments]
+        number, model = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout.split()
+        assert model == "llama"
+        return int(number)
+
+    assert read() > 1000  # otherwise a new release of transformers has made the function superfluous
+    assert read("once") == 0
+
 
 # Precision.
 
