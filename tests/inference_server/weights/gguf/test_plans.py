@@ -7,12 +7,12 @@ from transformers import AutoModelForCausalLM
 
 from inference_server.cpu.linear.panels import PanelBackend
 from inference_server.kernels.isa.choice import NONE, VARIABLE, chosen
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from inference_server.weights.gguf.plan import plan_path, read_plan
 from inference_server.weights.prepare import prepare
 from inference_server.weights.source import Weights
 from tests.inference_server.weights.loading import CPU
-from tests.support.gguf_files import write_gguf
+from tests.support.models.gguf_files import write_gguf
 
 ISA = chosen()
 pytestmark = pytest.mark.skipif(ISA is None, reason="this CPU has no kernels")
