@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from inference_server.cpu.linear.panels import PanelBackend
 from inference_server.kernels.isa.choice import NONE, VARIABLE, chosen
-from inference_server.settings import Settings
+from inference_server.settings.server import Settings
 from inference_server.weights.gguf.plan import plan_path, read_plan
 from inference_server.weights.prepare import prepare
 from inference_server.weights.source import Weights
