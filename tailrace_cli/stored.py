@@ -89,8 +89,8 @@ def remove(names: Sequence[str]) -> int:
     """Remove models and the forms that the server derived from them, and print a line for each.
 
     Args:
-        names: Names as `tailrace list` prints them. A short name (tailrace_shared/short_names.py) is sufficient if it
-            is unique.
+        names: Names as `tailrace list` prints them. A short name (tailrace_shared/catalogue/short_names.py) is
+            sufficient if it is unique.
 
     Returns:
         The exit code 0.

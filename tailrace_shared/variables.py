@@ -142,7 +142,10 @@ class UnknownVariable:
 
 
 def unknown_variables(names: Iterable[str]) -> list[UnknownVariable]:
-    """Return the variables among `names` that begin with TAILRACE_ and are not read, in alphabetical order."""
+    """Return the variables among `names` that begin with TAILRACE_ and are not read, in alphabetical order.
+
+    Variables that Kubernetes and Docker links add are left out.
+    """
     return [
         UnknownVariable(name, _nearest(name))
         for name in sorted(names)
@@ -156,7 +159,7 @@ def _nearest(name: str) -> str | None:
 
 
 def check_variables(logger: logging.Logger, environment: Mapping[str, str] = os.environ) -> None:
-    """Log a warning for each variable that is not read.
+    """Log a warning for each variable that `unknown_variables` finds.
 
     Raises:
         ConfigurationError: One of them was probably meant to protect the service, such as TAILRACE_API_TOKEN.

@@ -33,7 +33,7 @@ class Build:
 
 
 _NATIVE = Build("native", "-DGGML_NATIVE=ON")
-# The compiler lets single options override those of -march=native.
+# These options override -march=native, which GGML_NATIVE adds.
 _NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 _WITHOUT_AMX = Build(
     "native-without-amx", f"-DGGML_NATIVE=ON '-DCMAKE_C_FLAGS={_NO_AMX}' '-DCMAKE_CXX_FLAGS={_NO_AMX}'"

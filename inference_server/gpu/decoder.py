@@ -36,7 +36,7 @@ class Rotary:
     scaling: float  # factor that multiplies sines and cosines
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines of the positions (num_tokens,), each (num_tokens, head_dim) float32."""
+        """Return the scaled cosines and sines of the positions' angles, each (num_tokens, head_dim) float32."""
         angles = positions.float()[:, None] * self.frequencies
         if self.scaling == 1.0:
             return angles.cos(), angles.sin()

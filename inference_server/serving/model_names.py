@@ -2,8 +2,8 @@
 
 A name is a folder, a GGUF file, or a hub id such as `owner/name` or `owner/name:file.gguf`. `@revision` may follow
 `owner/name`. The URL of a hub page is also accepted. Other names are those of Workers AI's catalogue, of the default
-catalog or of the catalog in use. A short name (tailrace_shared/short_names.py) is sufficient if it is unique. Does not
-import torch and downloads nothing.
+catalog or of the catalog in use. A short name (tailrace_shared/catalogue/short_names.py) is sufficient if it is unique.
+Does not import torch and downloads nothing.
 """
 
 import difflib

@@ -236,7 +236,7 @@ def _edit(argument: str, state: State) -> None:
         raise Failure("There is no question to edit.")
     question = state.conversation.turns[-2][1]
     typed, files = state.asked or (question, ())
-    if with_files(files, typed) != question:  # an earlier question, after /load for example
+    if with_files(files, typed) != question:  # `asked` is not the newest question
         typed, files = question, ()
     state.draft, state.edited_files, state.replaces_last = typed, files, True
     if files:

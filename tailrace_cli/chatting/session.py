@@ -248,7 +248,7 @@ class _Session:
             note(f"({cut} {', and '.join(steps)}.)" if steps else f"({cut})")
 
     def _room(self, stats: ReplyStats) -> Sequence[str]:
-        """Return a line about the tokens of the model's context that the next question may use; empty if unknown."""
+        """Return a line with the number of context tokens left for the next question and reply; empty if unknown."""
         model: ModelLine | None = next(
             (each for each in self._state.models if each.name == self._state.conversation.model), None
         )

@@ -32,7 +32,11 @@ _GIB = 2**30
 
 
 def load(key: EngineKey, device: torch.device, settings: Settings) -> PreparedModel:
-    """Load the weights or read their packed form, and load adapters and draft model. Raises ConfigurationError."""
+    """Load the weights or read their packed form, and load the adapters and the draft model.
+
+    Raises:
+        ConfigurationError: One of them cannot be used.
+    """
     # The adapters are read first, so that an error in one of them is reported before the weights are loaded.
     adapters = tuple(read_adapter(folder, device) for folder in key.adapters)
     if adapters:
