@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # The folder that the processes of one test run share. It contains the server's state and log.
 _FOLDER = pytest.StashKey[Path]()
-# Keys by which pytest-xdist passes the folder, and the process that ends last, to its workers.
+# Keys by which pytest-xdist passes its workers the folder, and the id of the process that ends last.
 _FOLDER_INPUT, _OWNER_INPUT = "tailrace_folder", "tailrace_owner"
 
 
@@ -52,7 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Pass the shared folder to a worker of pytest-xdist."""
+    """Pass the shared folder, and the id of this process, to a worker of pytest-xdist."""
     node.workerinput[_FOLDER_INPUT] = str(_folder(node.config))
     node.workerinput[_OWNER_INPUT] = os.getpid()
 

@@ -60,7 +60,7 @@ class ReplyStats:
     Attributes:
         prompt_tokens: Tokens of the prompt; known when the reply is complete.
         completion_tokens: Tokens of the reply; known when the reply is complete.
-        finish: The reason of the end: "stop", "length", or another word of the server; empty before the end.
+        finish: The finish reason: "stop", "length", or another word of the server; empty before the end.
         started: Time of the request, in seconds of time.monotonic().
         first: Time at which the first piece of text arrived; None before that.
         last: Time at which the newest piece of text arrived; None before the first.

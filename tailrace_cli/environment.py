@@ -6,7 +6,7 @@ from tailrace_cli.errors import Failure
 from tailrace_shared.addresses import split_address
 
 DEFAULT_URL = "http://127.0.0.1:8787"
-# By default the services listen at both loopback addresses. The command calls the IPv4 address.
+# By default the services listen on both loopback addresses. The command calls the IPv4 address.
 DEFAULT_HTTP_ADDRESS = "localhost:8787"
 DEFAULT_GRPC_ADDRESS = "localhost:50051"
 _HTTP_CLIENT_ADDRESS = "127.0.0.1:8787"

@@ -54,7 +54,7 @@ def _described(model: ModelLine) -> dict[str, object]:
 
 
 def _memory_bytes() -> int | None:
-    """Return the resident memory of the process that listens at the gRPC address of this machine; None: unknown."""
+    """Return the resident memory of the process that listens on the gRPC address of this machine; None: unknown."""
     try:
         _, port = split_address(variable("TAILRACE_GRPC_ADDRESS", DEFAULT_GRPC_ADDRESS))
         found = _PROCESS.search(port_holder(port))

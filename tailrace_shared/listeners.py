@@ -1,4 +1,4 @@
-"""Opens the sockets of a service, and finds the program that listens at a port.
+"""Opens the sockets of a service, and finds the program that listens on a port.
 
 The host localhost stands for both loopback addresses, 127.0.0.1 and ::1, because some clients try only one of them. An
 address that this machine does not have is left out.
@@ -26,7 +26,7 @@ _OTHER_PORT = 3  # distance from the port in use to the port that an error sugge
 
 
 class PortInUse(Exception):
-    """Another program listens at an address. `host` and `port` are that address."""
+    """Another program listens on an address. `host` and `port` are that address."""
 
     def __init__(self, host: str, port: int) -> None:
         super().__init__(host, port)
@@ -107,7 +107,7 @@ def _has_address(host: str) -> bool:
 
 
 def port_holder(port: int) -> str:
-    """Return the program that listens at a port of this machine, with its process id; empty if it cannot be found.
+    """Return the program that listens on a port of this machine, with its process id; empty if it cannot be found.
 
     Works on Linux only, and for processes of other users only as root.
     """

@@ -139,7 +139,7 @@ def _kinds(streams: int) -> dict[str, list[int]]:
 
 
 def main() -> None:
-    """Measure each kind of load, and print a line for it."""
+    """Measure the kinds of load, or the decode steps, and print a line for each result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", choices=list(_TARGETS), nargs="*", default=list(_TARGETS))
     parser.add_argument("--rounds", type=int, default=7)

@@ -257,7 +257,7 @@ def _servicer(settings: Settings, tracing: NullTracing) -> InferenceServicer:
 
 
 def _bind(server: grpc.aio.Server, address: str, name: str, credentials: grpc.ServerCredentials | None) -> int:
-    """Listen at `address`, and return the port. The host localhost means 127.0.0.1 and, with IPv6, ::1."""
+    """Listen on `address`, and return the port. The host localhost means 127.0.0.1 and, with IPv6, ::1."""
     host, port = split_address(address)
     for each in local_hosts(host):
         target = f"[{each}]:{port}" if ":" in each else f"{each}:{port}"

@@ -35,7 +35,7 @@ class KnownModel:
         shape: Format of the model's REST replies.
         features: Features that Workers AI documents for the model.
         runs_on: The engine of this server that can run the weights.
-        obstacle: Reason for which the native engine cannot run the weights, as a clause; empty if it can.
+        obstacle: Reason why the native engine cannot run the weights, as a clause; empty if it can.
         sampling: Default values of sampling parameters, by their names in SAMPLING_FIELDS; None: no such values.
         tool_format: Syntax of tool calls; None: the one that the chat template uses.
         reasoning_format: Format of thoughts; None: the one that the chat template contains.

@@ -11,7 +11,7 @@ _SCHEMAS = ("items", "additionalProperties", "not", "if", "then", "else", "conta
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems", "items")
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 
-# Reasons for which a pattern cannot be enforced: a regular expression for the compiler's message, and the explanation.
+# Reasons why a pattern cannot be enforced: a regular expression for the compiler's message, and the explanation.
 _PATTERN_REASONS = (
     (r"look-around, including", "uses a look-ahead or look-behind, which cannot be enforced: write it without"),
     (r"backreferences are not", "uses a back-reference, which cannot be enforced: write it without"),

@@ -47,7 +47,7 @@ async def with_tool_calls(
         tool_format: Format in which the model writes calls.
         tools: Tools that may be called; calls of other tools stay text.
         seed: Seed of the calls' ids, so that a repeated request has the same ids.
-        place: Place of calls in the reply.
+        place: Place of calls in the reply; see Place.
     """
     parser = CallParser(tool_format, tools, random.Random(seed), place)  # noqa: S311 (repeatable, not a secret)
     push = parser.push
@@ -85,7 +85,7 @@ class CallParser:
             tool_format: Format in which the model writes calls.
             tools: Tools that may be called; calls of other tools stay text.
             ids: Source of the calls' ids.
-            place: Place of calls in the reply.
+            place: Place of calls in the reply; see Place.
         """
         self._format = tool_format
         self._markers = MARKERS[tool_format]

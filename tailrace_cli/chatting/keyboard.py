@@ -10,7 +10,7 @@ from tailrace_cli.output import is_terminal
 
 @contextmanager
 def kept_keys() -> Iterator[None]:
-    """Let the next message receive keys as they were typed, also those that are pressed before its editor reads.
+    """Let the next message receive keys as they were typed, including those pressed before its editor reads.
 
     A terminal that collects lines would turn Ctrl-D into a zero byte and Enter into Ctrl-J, which mean something else to an
     editor. Ctrl-C keeps its effect. Without a terminal nothing changes.

@@ -191,7 +191,7 @@ class _Session:
 
         Args:
             request: Returns the request for the conversation at that time.
-            num_kept: Number of newest messages that are not removed for a conversation that is too long.
+            num_kept: Number of newest messages that are kept even if the conversation is too long.
             earlier: The beginning of the answer that the reply continues.
         """
         reply = _Reply()

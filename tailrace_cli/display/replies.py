@@ -57,7 +57,7 @@ def print_reply(
         client: Sends the request to the server.
         request: The request.
         stats: Receives the token counts, the times and the finish reason.
-        pieces: Receives the answer's text, also if an error or Ctrl-C ends the reply early.
+        pieces: Receives the answer's text, even if an error or Ctrl-C ends the reply early.
         is_plain: True for a terminal too: the text without styles.
         earlier: The beginning of the answer, which is on the screen already. It determines the styles of the rest.
     """

@@ -56,7 +56,7 @@ def _replayed(address: str) -> str:
 
 
 def _curl(address: str, model: str, body: str) -> str:
-    """Return the command that sends a body to a model of /ai/run. `model`: empty for a model to fill in."""
+    """Return the command that sends a body to a model of /ai/run. `model`: empty for a placeholder."""
     # The name of a folder or a file may contain characters that are not allowed in a URL or are special in a shell.
     name = quote(model, safe="/@:") if model else "<model>"
     # A token of the file may be for one account only.

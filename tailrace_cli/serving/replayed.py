@@ -50,7 +50,8 @@ def read_recordings() -> Replayed:
     recordings = [each for method in METHODS.values() for each in folder.of_method(method) if each.refusal is None]
     counts = Counter(each.request["model"] for each in recordings)
     ordered = {model: counts[model] for model in (*folder.models, *counts) if counts[model]}
-    # Of equally short ones, the folder's first model and then the text decide: a folder always has the same announcement.
+    # Of equally short requests, the one whose model is first in the folder is announced, then the first in text order.
+    # A folder therefore always has the same announcement.
     places = {model: place for place, model in enumerate(folder.models)}
     requests = _requests(folder)
     model, body = min(requests, key=lambda each: (len(each[1]), places[each[0]], each[1])) if requests else ("", "")

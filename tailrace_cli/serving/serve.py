@@ -117,7 +117,7 @@ def _services_environment() -> dict[str, str]:
 
 
 def _check_addresses() -> None:
-    """Raise Failure if another program listens at an address of the services.
+    """Raise Failure if another program listens on an address of the services.
 
     The bridge would otherwise reach the server of another stack, and report that this stack is ready.
     """
@@ -185,7 +185,7 @@ def _watch(services: list[Service], started: float, stop: _Stop) -> int:
                 return _SIGNAL_EXIT_CODE - code
             if code is not None:
                 return code or 1
-        # Only if both listen at their own ports: otherwise, the bridge may have reached the server of another stack.
+        # Only if both listen on their own ports: otherwise, the bridge may have reached the server of another stack.
         if not is_announced and all(service.is_listening() for service in services):
             os.environ.update({service.variable: service.address for service in services})
             if _is_ready(http_address()):

@@ -1,4 +1,4 @@
-"""Tracing without export: each call passes the client's W3C trace context on to the inference server. Nothing is recorded.
+"""Tracing without export: each call passes the client's W3C trace context on, and no span is recorded.
 
 spans.py has subclasses that record spans. exporter.py selects the classes.
 """

@@ -62,8 +62,7 @@ def first_difference(request: JsonObject, recorded: JsonObject) -> Difference:
 def _leaves(value: Any, path: str = "") -> dict[str, str]:
     """Return the JSON of every number, string, boolean, null, and empty array or object, by its path.
 
-    Names that contain characters other than those of words are quoted in a path, so that different values never have
-    equal leaves.
+    Names that do not match _PLAIN_NAME are quoted in a path, so that different values never have the same path.
     """
     if isinstance(value, dict) and value:
         parts = [(_joined(path, name), item) for name, item in value.items()]

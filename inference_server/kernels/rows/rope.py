@@ -26,7 +26,7 @@ class _Angles:
 
 
 def _pieces(code: Code, count: Int) -> Iterator[tuple[Int, Int, int]]:
-    """Divide `count` values into vectors of 16 and a rest of single values.
+    """Divide `count` values into vectors of 16 and remaining single values.
 
     Yields start, stop and lanes of both parts.
     """

@@ -30,7 +30,8 @@ class ReplyForm:
     Attributes:
         tools: The tools that may be called, at least one.
         is_parallel: True if a reply may have several calls.
-        beside: Alternative to calls: nothing, free text (also before the calls), or a document that fits `document`.
+        beside: Alternative to calls: nothing, free text (which may precede calls too), or a document that fits
+            `document`.
         document: JSON Schema of the document.
     """
 

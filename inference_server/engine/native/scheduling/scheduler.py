@@ -6,11 +6,11 @@ head of the wait queue, keeps its tokens, and is computed again later. When the 
 at the same time for a while.
 
 Batch requests use the capacity that interactive requests leave. A limited number of them run at the same time, and
-their prompts are computed in small chunks. They pause while an interactive prompt is computed. They are preempted
-first, also to free a slot for an interactive request.
+their prompts are computed in small chunks. They pause while an interactive prompt is computed. They are the first to be
+preempted, even if an interactive request lacks only a slot.
 
-Prompts with the same beginning are computed once, also if they arrive together (prompt_sharing.py). This module works with
-token counts only and does not depend on text, tensors or gRPC.
+The common beginning of several prompts is computed once, even if they arrive together (prompt_sharing.py). This module
+works with token counts only and does not depend on text, tensors or gRPC.
 """
 
 from inference_server.engine.native.scheduling.block_pool import BlockPool

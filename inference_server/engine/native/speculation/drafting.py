@@ -80,7 +80,7 @@ class Drafting:
         self._patience = _FIRST_PATIENCE
 
     def with_drafts(self, plan: StepPlan) -> StepPlan:
-        """Return the plan with the draft tokens that are expected to save time, or with one token as a trial if it is due."""
+        """Return the plan with the draft tokens that are expected to save time, or with one token if a trial is due."""
         num_seqs = len(plan.decode)
         if self._draft_model is not None:
             self._draft_model.keep(self._scheduler.running)
