@@ -61,7 +61,7 @@ class AsyncStream:
         return self._collector.reply()
 
     async def close(self) -> None:
-        """Cancel the request, if the reply is not complete."""
+        """Cancel the request if the reply is not complete."""
         await self._events.aclose()
 
     async def __aenter__(self) -> "AsyncStream":

@@ -61,7 +61,7 @@ class Stream:
         return self._collector.reply()
 
     def close(self) -> None:
-        """Cancel the request, if the reply is not complete."""
+        """Cancel the request if the reply is not complete."""
         self._events.close()
 
     def __enter__(self) -> "Stream":

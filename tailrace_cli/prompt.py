@@ -50,7 +50,7 @@ def read_prompt(words: Sequence[str], files: Sequence[str] = ()) -> str:
 
 
 def _piped() -> str:
-    """Return standard input. Raises Failure if it is not text."""
+    """Return standard input. Raises Failure if it cannot be read or is not text."""
     try:
         text = sys.stdin.read()
         text.encode()  # in some locales Python represents other bytes as lone surrogates

@@ -130,7 +130,7 @@ class Exchange:
         await JSONResponse(payload, self._errors.status(error), {**self._ids(), **error.headers})(*self._asgi)
 
     def explain(self, error: Exception) -> ApiError:
-        """Return the error that the client receives for a failure, and log the cause."""
+        """Return the error that the client receives for a failure. Logs the cause, except that of an ApiError."""
         if isinstance(error, ApiError):
             return error
         if not isinstance(error, grpc.aio.AioRpcError):

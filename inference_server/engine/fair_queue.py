@@ -50,7 +50,10 @@ class FairQueue:
         return self._by_account[min(accounts, key=running.__getitem__)][0] if accounts else None
 
     def pop(self, seq: Sequence) -> None:
-        """Remove the sequence that `peek` returned, and move its account to the end of the round."""
+        """Remove the sequence that `peek` returned.
+
+        Its account moves to the end of the round, unless the sequence was preempted.
+        """
         if self._preempted and self._preempted[0] is seq:
             self._preempted.popleft()
             return

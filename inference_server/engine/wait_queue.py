@@ -65,7 +65,7 @@ class WaitQueue:
         return self._batch.peek(running.batch, self._max_account_seqs)
 
     def pop(self, seq: Sequence) -> None:
-        """Remove the sequence that `peek` returned, and move its account to the end of the round."""
+        """Remove the sequence that `peek` returned. See FairQueue.pop."""
         self._queue_of(seq).pop(seq)
 
     def remove(self, seq: Sequence) -> None:

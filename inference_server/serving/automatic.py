@@ -171,7 +171,7 @@ def _candidates(path: Path, shape: ModelShape | None, device: torch.device, is_v
     is_narrow = shape is not None and shape.quantized_bits == _INT4_BITS
     if is_narrow or path.suffix == ".gguf" and natural_precision(path) == "int4":
         return ("int4", "bitsandbytes-int8")
-    # In int8, a token takes half of the time that it takes in 16 bits, and the perplexity is within 1%.
+    # In int8, a token takes half as long as in 16 bits, and the perplexity differs by at most 1%.
     return ("bitsandbytes-int8", "int4")
 
 

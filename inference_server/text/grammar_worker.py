@@ -176,7 +176,7 @@ def _start(
 def _run_child(compiler: _Compiler, grammar: str, setup: dict[str, Any], writer: int) -> None:
     """Compile within the limits and exit. The signal of the CPU timer ends the process."""
     try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the compiler may report that memory ran out
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # discards the compiler's reports that memory ran out
         signal.setitimer(signal.ITIMER_PROF, setup["cpu_seconds"])
         most = _virtual_bytes() + setup["memory_bytes"]
         resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -77,6 +77,9 @@ class Program:
 
 
 def _rows_at(calls: list[KernelCall], is_decode: bool) -> torch.Tensor:
-    """Return the indices, in words from the first block, of the number of rows in the blocks of one kind of calls."""
+    """Return the index of each word that contains a call's number of rows, counted in words from the first block.
+
+    `is_decode`: True for the calls that cover decoded tokens only, False for the others.
+    """
     places = [(index * _WORDS, call) for index, call in enumerate(calls) if call.is_decode is is_decode]
     return torch.tensor([at + call.rows_at for at, call in places if call.rows_at is not None], dtype=torch.int64)

@@ -159,9 +159,9 @@ class Scheduler:
         return min(num_drafts, len(seq.block_ids) * size - seq.num_computed - 1)
 
     def shrink(self, seqs: list[Sequence]) -> bool:
-        """Preempt `seqs` after memory ran out, and halve the limit on running sequences (at least 1).
+        """Preempt `seqs` after memory ran out, and set the limit on running sequences to half of their number.
 
-        Other running sequences continue. Until the limit has recovered, prompt chunks have the smallest size.
+        The limit is at least 1. Other running sequences continue. Until the limit has recovered, prompt chunks have the smallest size.
 
         Returns False, without a change, if the limit is already one running sequence.
         """
