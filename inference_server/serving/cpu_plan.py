@@ -117,6 +117,8 @@ def _is_packed(key: EngineKey, settings: Settings) -> bool:
 def check_memory(free_bytes: int, demands: Sequence[CpuDemand]) -> None:
     """Check that the weights and one longest sequence of each engine fit into the free memory.
 
+    Also checks that each model can be loaded while the models before it are in memory.
+
     Args:
         free_bytes: Memory that this process can still allocate.
         demands: The engines.

@@ -24,7 +24,7 @@ def embed_body(texts: Sequence[str], model: str, dimensions: int | None) -> dict
 
 
 def embeddings(response: httpx2.Response, model: str) -> Embeddings:
-    """Return the vectors of the reply. Raises TailraceError if it is an error."""
+    """Return the vectors of the reply. Raises TailraceError if it is an error or malformed."""
     document = _document(response)
     try:
         vectors = [_vector(each["embedding"]) for each in document["data"]]
@@ -34,7 +34,7 @@ def embeddings(response: httpx2.Response, model: str) -> Embeddings:
 
 
 def models(response: httpx2.Response) -> list[Model]:
-    """Return the models of the reply, with their adapters. Raises TailraceError if it is an error."""
+    """Return the models of the reply, with their adapters. Raises TailraceError if it is an error or malformed."""
     entries = _document(response)["data"]
     adapters: dict[str, list[str]] = {}
     try:

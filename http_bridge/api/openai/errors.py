@@ -31,7 +31,7 @@ class OpenAiErrors(ErrorWriter):
         return _status_and_code(error)[0]
 
     def payload(self, error: ApiError, request_id: str) -> JsonObject:
-        """Return both formats in one object."""
+        """Return OpenAI's `error` object, together with the fields of Cloudflare's envelope."""
         entry = {"message": error_message(error, request_id), "code": error.code}
         return {"error": openai_error(error), "errors": [entry], "success": False, "result": {}, "messages": []}
 

@@ -1,7 +1,7 @@
 """Converts refusals that depend on a model's files to JSON in recordings, and back.
 
-These are a prompt that is too long, and a field that the model's chat template or tokenizer cannot use. Other refusals are
-not recorded. A replay finds most of them itself, and others depend on the load.
+These are a prompt that is too long, and a field that the model's chat template or tokenizer cannot use. Other refusals
+are not recorded. A replay finds most of them itself, and others depend on the load.
 """
 
 from inference_server.errors import FieldViolation, InvalidField, PromptTooLong

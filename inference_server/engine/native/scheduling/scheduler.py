@@ -161,7 +161,8 @@ class Scheduler:
     def shrink(self, seqs: list[Sequence]) -> bool:
         """Preempt `seqs` after memory ran out, and set the limit on running sequences to half of their number.
 
-        The limit is at least 1. Other running sequences continue. Until the limit has recovered, prompt chunks have the smallest size.
+        The limit is at least 1. Other running sequences continue. Until the limit has recovered, prompt chunks have the
+        smallest size.
 
         Returns False, without a change, if the limit is already one running sequence.
         """
