@@ -74,14 +74,20 @@ class FieldViolation:
 
 
 class InvalidField(TailraceError):
-    """At least one field of the request is invalid."""
+    """At least one field of the request is invalid.
+
+    Attributes:
+        violations: The invalid fields.
+        is_transient: True if the same request may be accepted later, because the check had too little time.
+    """
 
     reason = "INVALID_FIELD"
     grpc_code = "INVALID_ARGUMENT"
 
-    def __init__(self, *violations: FieldViolation) -> None:
+    def __init__(self, *violations: FieldViolation, is_transient: bool = False) -> None:
         super().__init__("; ".join(f"{violation.field} {violation.description}" for violation in violations))
         self.violations = violations
+        self.is_transient = is_transient
 
 
 class PromptTooLong(TailraceError):

@@ -173,7 +173,7 @@ def _reply_constraint(request: pb.RunRequest, model: "HostedModel") -> Constrain
             return calls_constraint(model.grammars, model.tool_format, form)
         return None if schema is None else model.grammars.json_schema(schema)
     except GrammarError as error:
-        raise InvalidField(_grammar_violation(error, request, schema)) from None
+        raise InvalidField(_grammar_violation(error, request, schema), is_transient=error.is_transient) from None
 
 
 def _grammar_violation(error: GrammarError, request: pb.RunRequest, schema: dict[str, Any] | None) -> FieldViolation:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference_server.generation import Constraint, Grammar
-from inference_server.text.grammar_check import TOO_SLOW, GrammarCheck, is_cheap
+from inference_server.text.grammar_check import TOO_SLOW, WORKER_ENDED, GrammarCheck, is_cheap
 from inference_server.text.schema_faults import explained
 from inference_server.text.tools.call_grammar import JSON_OPTIONS
 
@@ -39,11 +39,13 @@ class GrammarError(ValueError):
 
     Attributes:
         cause: The compiler's message; empty if the error is not the compiler's.
+        is_transient: True if the same grammar may compile later, because the machine was busy or a process ended.
     """
 
     def __init__(self, message: str, cause: str = "") -> None:
         super().__init__(message)
         self.cause = cause
+        self.is_transient = cause in (TOO_SLOW, WORKER_ENDED)
 
 
 class Grammars:

@@ -43,6 +43,7 @@ _ANNOTATIONS = frozenset(
 _DECODER = json.JSONDecoder()
 
 TOO_SLOW = "too slow"
+WORKER_ENDED = "the process that compiles grammars ended"
 
 
 def is_cheap(grammar: str) -> bool:
@@ -106,7 +107,7 @@ class GrammarCheck:
             if result is not None:
                 break
         if result is None:
-            raise ValueError("the process that compiles grammars ended")
+            raise ValueError(WORKER_ENDED)
         if result.get("error"):
             raise ValueError(result["error"])
         return int(result.get("bytes", 0))

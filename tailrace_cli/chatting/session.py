@@ -108,7 +108,9 @@ class _Session:
         replaces_last, state.replaces_last = state.replaces_last, False
         if not commands.is_command(message):
             files = (*(state.edited_files if replaces_last else ()), *state.files)
-            self._answer(message, files, replaces_last=replaces_last)
+            # A file that was attached again has its newest text.
+            once = {each.path: each for each in files}
+            self._answer(message, tuple(once.values()), replaces_last=replaces_last)
             return
         try:
             commands.obey(message, state)
@@ -143,13 +145,13 @@ class _Session:
         if self._ask(prompt, replaces_last=replaces_last):
             state.asked, state.files = (question, files), ()
             return
-        state.files = files
-        self._return(question)
+        state.files, state.edited_files = files, ()
+        self._return(question, replaces_last=replaces_last)
 
     def _regenerate(self, prompt: str) -> None:
         """Replace the newest question and its answer by the same question and another answer."""
         if not self._ask(prompt, replaces_last=True):
-            self._return(prompt)
+            self._return(prompt, replaces_last=True)
 
     def _ask(self, prompt: str, *, replaces_last: bool) -> bool:
         """Print a reply and add it to the conversation. Returns False if there is none: nothing changes then."""
@@ -174,13 +176,13 @@ class _Session:
         conversation.extend(reply.text)
         self._comment(reply)
 
-    def _return(self, question: str) -> None:
-        """Put a question without an answer back into the editor.
+    def _return(self, question: str, *, replaces_last: bool) -> None:
+        """Put a question without an answer back into the editor. It still replaces the newest one if `replaces_last`.
 
         A long one is in the history only, and so is one after which more was typed, which would otherwise be joined to it.
         """
         if len(question) <= _MAX_DRAFT and not has_waiting_keys():
-            self._state.draft = question
+            self._state.draft, self._state.replaces_last = question, replaces_last
         elif self._editor.can_edit:
             note("(Arrow up brings the question back.)")
         if self._state.files:

@@ -97,4 +97,7 @@ def _body(request: dict[str, Any], defaults: dict[str, Any]) -> str:
     # 64-bit integers are texts in the JSON of protobuf.
     values = {name: int(value) if isinstance(value, str) else value for name, value in sampling.items()}
     chosen = {name: value for name, value in values.items() if sampling[name] != defaults.get(name)}
+    # Requests over gRPC or OpenAI's routes may have values that /ai/run refuses.
+    if any(each.name in chosen and chosen[each.name] not in each.rest for each in SAMPLING_FIELDS):
+        return ""
     return json.dumps({**prompt, **chosen, "stream": True}, ensure_ascii=False)

@@ -10,7 +10,7 @@ from tests.tailrace_cli.terminal import ALT_ENTER, CTRL_C, CTRL_D, UP, Terminal,
 pytest.importorskip("prompt_toolkit")
 
 PROMPT = r">\s+$"
-LONG = "Count from one to one hundred in words."
+LONG = "Write a very long story."
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_ctrl_c_stops_the_reply_and_twice_ends_the_chat(chat, stack):
     with chat() as terminal:
         terminal.until(PROMPT)
         terminal.send(f"{LONG}\r")
-        terminal.until(r"words\.\s+\S[^>]{8}")
+        terminal.until(r"story\.\s+\S[^>]{8}")
         terminal.send(CTRL_C)
         terminal.until("The conversation keeps the text so far")
         terminal.until(PROMPT)

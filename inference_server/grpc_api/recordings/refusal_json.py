@@ -11,6 +11,11 @@ Refusal = PromptTooLong | InvalidField
 REFUSALS = (PromptTooLong, InvalidField)
 
 
+def is_lasting(error: Refusal) -> bool:
+    """Return False if the same request may be accepted later, so that its refusal is not recorded."""
+    return not (isinstance(error, InvalidField) and error.is_transient)
+
+
 def refusal_json(error: Refusal) -> JsonObject:
     """Return the JSON object of a refusal."""
     if isinstance(error, PromptTooLong):

@@ -23,7 +23,7 @@ from inference_server.grpc_api.recordings.canonical import METHODS, JsonObject, 
 from inference_server.grpc_api.recordings.difference import first_difference, nearest
 from inference_server.grpc_api.recordings.folder import RecordingsFolder
 from inference_server.grpc_api.recordings.recording import Recording
-from inference_server.grpc_api.recordings.refusal_json import REFUSALS, refusal_json, refusal_of_json
+from inference_server.grpc_api.recordings.refusal_json import REFUSALS, is_lasting, refusal_json, refusal_of_json
 from inference_server.grpc_api.recordings.reply_json import Reply
 from inference_server.grpc_api.servicer import InferenceServicer
 from inference_server.grpc_api.status import Context
@@ -86,7 +86,8 @@ class RecordingServicer(InferenceServicer):
                 try:
                     await super().generate(request, written, record, trace)  # type: ignore[arg-type]
                 except REFUSALS as error:
-                    await self._save(known, [], refusal_json(error))
+                    if is_lasting(error):
+                        await self._save(known, [], refusal_json(error))
                     raise
                 return await self._save(known, written.messages)
         if recording.refusal is not None:

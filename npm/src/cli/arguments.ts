@@ -82,7 +82,10 @@ export function checkWrangler3(command: string[], folder: string): void {
   const programs = script?.map((text) => text.trim().split(/\s+/)) ?? [command];
   for (const words of programs) {
     const at = wranglerAt(words);
-    if (at >= 0 && !words.slice(at + 1).includes("dev")) throw new Failure(onlyDev(words.slice(at + 1)));
+    const [name, next] = words.slice(at + 1).filter((word) => !word.startsWith("-"));
+    if (at >= 0 && name !== "dev" && !(name === "pages" && next === "dev")) {
+      throw new Failure(onlyDev(words.slice(at + 1)));
+    }
   }
 }
 

@@ -14,7 +14,7 @@ __all__ = ["stack"]
 pytestmark = pytest.mark.reliability
 
 PROMPT = r">\s+$"
-LONG = "Count from one to one hundred in words."
+LONG = "Write a very long story."
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_a_restart_of_the_bridge_loses_no_question(chat, stack):
     with chat("--url", f"http://{address}") as terminal:
         terminal.until(PROMPT)
         terminal.send(f"{LONG}\r")
-        terminal.until(r"words\.\s+\S[^>]{8}")
+        terminal.until(r"story\.\s+\S[^>]{8}")
         stack.process("second bridge").kill()
         terminal.until("too early|broke in the middle")
         terminal.until(rf"> {LONG}")

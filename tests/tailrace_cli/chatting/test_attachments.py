@@ -30,6 +30,12 @@ def test_an_edited_question_keeps_its_files(type_in, notes):
     assert (drafts[3], client.last.messages) == ("uno", [("user", ATTACHED)])
 
 
+@pytest.mark.parametrize("between", [("/edit", "no"), ("/file FILE", "/edit")])
+def test_an_edited_question_has_each_file_once(type_in, notes, between):
+    _, client, _, _ = type_in(f"/file {notes}", "uno", *(line.replace("FILE", str(notes)) for line in between), "one")
+    assert client.last.messages == [("user", ATTACHED)]
+
+
 def test_files_are_removed_and_the_same_file_is_attached_once(type_in, notes):
     _, client, _, _ = type_in(f"/file {notes}", f"/file {notes}", "one", f"/file {notes}", "/file off", "/clear", "two")
     assert client.conversations == [[("user", ATTACHED)], [("user", "two")]]

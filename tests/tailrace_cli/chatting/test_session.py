@@ -93,6 +93,12 @@ def test_an_edited_question_replaces_the_last_one(type_in):
     assert client.conversations[-1] == [("user", "uno"), ("assistant", "re: uno"), ("user", "two")]
 
 
+def test_an_edited_question_that_was_refused_still_replaces_the_last_one(type_in):
+    _, client, drafts, _ = type_in("one", "/edit", "no", "uno", "two")
+    assert drafts[3] == "no"
+    assert client.conversations[-1] == [("user", "uno"), ("assistant", "re: uno"), ("user", "two")]
+
+
 def test_commands_change_the_next_request(type_in):
     _, client, _, _ = type_in(
         "/set top-p 0.5", "/set stop END", "/system Be brief.", '/schema {"a": 1}', "/model other", "q"

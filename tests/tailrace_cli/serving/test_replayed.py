@@ -36,10 +36,10 @@ def record(tmp_path, monkeypatch):
 
 
 def test_the_shortest_request_is_announced_with_the_values_that_are_no_defaults(record):
-    sampling = pb.Sampling(seed=2**60, max_tokens=7, temperature=0.5, top_p=0.9, stop=["END"])
+    sampling = pb.Sampling(seed=2**33, max_tokens=7, temperature=0.5, top_p=0.9, stop=["END"])
     found = record(run("it's short", sampling=sampling), run("long " * 30))
     assert found.counts == {MODEL: 2} and found.model == MODEL
-    values = {"seed": 2**60, "max_tokens": 7, "temperature": 0.5, "stop": ["END"]}
+    values = {"seed": 2**33, "max_tokens": 7, "temperature": 0.5, "stop": ["END"]}
     assert json.loads(found.body) == {"prompt": "it's short", **values, "stream": True}
 
 
@@ -55,6 +55,7 @@ def test_a_conversation_is_announced_as_messages(record):
     [
         run("word " * 200),
         run("a", adapter="x"),
+        run("a", sampling=pb.Sampling(seed=2**60)),
         pb.RunRequest(model=MODEL, text="raw"),
         pb.CountTokensRequest(model=MODEL, text="counted"),
     ],

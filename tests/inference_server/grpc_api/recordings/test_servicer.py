@@ -8,6 +8,7 @@ import grpc
 import pytest
 
 from inference_server.grpc_api.recordings.folder import RecordingsFolder
+from inference_server.text.grammar_check import TOO_SLOW, GrammarCheck
 from tailrace.v1 import inference_pb2 as pb
 from tests.support.engines import until
 from tests.support.models.tiny_encoders import write_encoder
@@ -139,6 +140,22 @@ async def test_a_refusal_by_the_model_is_replayed(catalog, tmp_path):
     assert [each["ErrorInfo"].reason for _, _, each in found[:2]] == ["PROMPT_TOO_LONG", "INVALID_FIELD"]
     assert found[2:] == found[:2]
     assert len(RecordingsFolder(tmp_path, "replay")) == 2
+
+
+async def test_a_refusal_by_a_busy_machine_is_not_recorded(catalog, tmp_path, monkeypatch):
+    def run_out_of_time(check, grammar):
+        raise ValueError(TOO_SLOW)
+
+    request = chat("use a document", max_tokens=20, seed=1)
+    request.response_format.json_schema = '{"type": "string", "pattern": "^(a|b){1,20}$"}'
+    monkeypatch.setattr(GrammarCheck, "run", run_out_of_time)
+    async with running_server(catalog, recordings=tmp_path, recordings_mode="record") as running:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await all_of(running.stub, request)
+        assert "response_format.json_schema" in refused.value.details()
+        monkeypatch.undo()
+        reply = await all_of(running.stub, request)
+    assert reply[-1].HasField("completed") and len(RecordingsFolder(tmp_path, "replay")) == 1
 
 
 async def test_auto_replays_what_is_recorded_and_records_the_rest(recorded, catalog, tmp_path):
