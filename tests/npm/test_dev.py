@@ -162,7 +162,8 @@ def test_wrangler_3_gets_the_address_in_variables(old_project, url, words):
 
 
 @pytest.mark.parametrize(
-    "script", ["wrangler deploy", "node -v && npx wrangler versions upload", "wrangler pages deploy"]
+    "script",
+    ["wrangler deploy --env dev", "node -v && npx wrangler versions upload", "wrangler pages deploy"],
 )
 def test_wrangler_3_deploys_nothing_either(old_project, url, script):
     package = {"type": "module", "scripts": {"deploy": script, "dev": "node -v && wrangler dev"}}

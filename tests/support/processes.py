@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -11,12 +12,26 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+# Seeded by the system, because tests seed the global generator.
+_RANDOM = random.SystemRandom()
+
+
+# Outside the ranges from which Linux (from 32768) and macOS (from 49152) choose the ports of outgoing connections. Such a
+# connection of another test could otherwise take the port before the server does.
+_PORTS = range(20_000, 32_000)
 
 
 def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    """Return an address of 127.0.0.1 whose port is free now. No outgoing connection takes it later."""
+    while True:
+        port = _RANDOM.choice(_PORTS)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return f"127.0.0.1:{port}"
 
 
 def children(pid: int) -> list[int]:

@@ -23,9 +23,9 @@ from tests.support.fakes import llama_tokenizer
 
 # Runs in a process of its own, because imports happen once.
 READS = """
-import os, sys
-from inference_server.weights import loader
+import sys
 if sys.argv[1:]:
+    from inference_server.weights import loader
     loader.read_models_folder_once()
 read = set()
 sys.addaudithook(lambda event, values: read.add(str(values[0])) if event == "open" else None)
