@@ -32,6 +32,7 @@ class RestTransport:
             trust_env=not endpoint.is_local,
             limits=limits(),
         )
+        self._open: set[httpx2.Response] = set()  # replies that are being read
 
     def stream(self, run: RunInput, timeout: float | None) -> Generator[Event, None, None]:
         """Yield the events of one reply. Closing the iterator closes the connection, which cancels the request."""
@@ -41,10 +42,12 @@ class RestTransport:
             response = self._http.send(request, stream=True)
         except httpx2.HTTPError as error:
             raise connection_error(error, self._endpoint, timeout) from None
+        self._open.add(response)
         try:
             with _Alarm(response, started, timeout) as alarm:
                 yield from self._events(response, alarm, EventReader(run.model, request_id_of(response)))
         finally:
+            self._open.discard(response)
             response.close()
 
     def embed(self, texts: Sequence[str], model: str, dimensions: int | None, timeout: float | None) -> Embeddings:
@@ -57,7 +60,9 @@ class RestTransport:
         return models(self._ask("GET", "/models", timeout))
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections. Threads that read a reply get an error at once."""
+        for response in tuple(self._open):
+            _end_read(response)
         self._http.close()
 
     def _events(self, response: httpx2.Response, alarm: "_Alarm", reader: EventReader) -> Iterator[Event]:
@@ -134,11 +139,16 @@ class _Alarm:
         if self._response.is_closed:  # its connection may already serve another request
             return
         self.rang = True
-        connection = self._response.extensions.get("network_stream")
-        opened = connection and connection.get_extra_info("socket")
-        if isinstance(opened, socket.socket):
-            try:
-                # This shuts down the plain socket, even below TLS: it only ends the other thread's read.
-                socket.socket.shutdown(opened, socket.SHUT_RDWR)
-            except OSError:
-                pass  # the reply has just ended
+        _end_read(self._response)
+
+
+def _end_read(response: httpx2.Response) -> None:
+    """End another thread's blocking read of a response. Closing the connection alone would not."""
+    connection = response.extensions.get("network_stream")
+    opened = connection and connection.get_extra_info("socket")
+    if isinstance(opened, socket.socket):
+        try:
+            # This shuts down the plain socket, even below TLS.
+            socket.socket.shutdown(opened, socket.SHUT_RDWR)
+        except OSError:
+            pass  # the reply has just ended

@@ -235,7 +235,8 @@ async def test_closing_a_client_ends_the_replies_of_others(client, async_client,
     for reading, closing in ((asyncio.to_thread(read), close), (read_too(), async_client.close)):
         has_begun.clear()
         servicer.cancelled.clear()
-        async with asyncio.timeout(20):
+        # Keep-alive comments every 10 s would end a read, too.
+        async with asyncio.timeout(8):
             task = asyncio.create_task(reading)
             await has_begun.wait()
             await closing()

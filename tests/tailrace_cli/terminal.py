@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -24,6 +25,12 @@ def pasted(text: str) -> str:
     return f"\x1b[200~{text}\x1b[201~"
 
 
+def _take_terminal() -> None:
+    """Let Ctrl-C reach this process as in a shell: by a controlling terminal, and not ignored as after `&` in a script."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """The command in a terminal. Use it as a context manager: the end of the block closes the terminal."""
 
@@ -39,8 +46,7 @@ class Terminal:
             cwd=ROOT,
             env={**more, **environment},
             start_new_session=True,
-            # Ctrl-C needs a controlling terminal.
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_take_terminal,
         )
         os.close(other)
         self._raw = b""
