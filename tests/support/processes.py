@@ -14,8 +14,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 # Seeded by the system, because tests seed the global generator.
 _RANDOM = random.SystemRandom()
-
-
 # Outside the ranges from which Linux (from 32768) and macOS (from 49152) choose the ports of outgoing connections. Such a
 # connection of another test could otherwise take the port before the server does.
 _PORTS = range(20_000, 32_000)
